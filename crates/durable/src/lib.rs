@@ -1,1 +1,142 @@
-//! Placeholder.
+//! Files that are whole or absent.
+//!
+//! **Invariant:** after a function here returns `Ok`, what it wrote survives a power cut; if it does not return,
+//! a reader finds the old file or none, never a part of the new one. That takes three steps, in this order: fsync
+//! of the file, rename over its final name, fsync of the folder that holds the name.
+
+pub mod lock;
+pub mod record;
+mod staged;
+
+pub use lock::Lock;
+pub use staged::Staged;
+
+use std::fs::{DirBuilder, File};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+
+/// Prefix of files that are being written. A crash may leave one; [`sweep`] removes them.
+pub const STAGED_PREFIX: &str = ".staged-";
+
+/// Writes `bytes` to `path` with mode 0644: afterwards the file is there, whole and durable.
+pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    write_with_mode(path, bytes, 0o644)
+}
+
+/// Like [`write()`], with permission bits `mode`: they hold from the first byte on, so a secret is never readable.
+pub fn write_with_mode(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    use io::Write as _;
+    let mut staged = Staged::with_mode(parent(path)?, mode)?;
+    staged.write_all(bytes)?;
+    staged.commit(path)
+}
+
+/// Removes the file, durably. A file that is not there is no error.
+pub fn remove(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Ok(()) => sync_dir(parent(path)?),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Renames durably; both names are on one file system.
+pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    std::fs::rename(from, to)?;
+    sync_dir(parent(to)?)?;
+    let (old, new) = (parent(from)?, parent(to)?);
+    if old == new { Ok(()) } else { sync_dir(old) }
+}
+
+/// Makes the folder and what is missing above it (mode 0755); each new name is durable.
+pub fn create_dir_all(path: &Path) -> io::Result<()> {
+    create_dir_all_with_mode(path, 0o755)
+}
+
+/// Like [`create_dir_all`], with permission bits `mode` for each folder that is made.
+pub fn create_dir_all_with_mode(path: &Path, mode: u32) -> io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    let above = parent(path)?;
+    create_dir_all_with_mode(above, mode)?;
+    match DirBuilder::new().mode(mode).create(path) {
+        Ok(()) => sync_dir(above),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Makes the names in `dir` durable.
+pub fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+/// Removes what a crash left half-written in `dir`. Only for the folder's one writer, before it writes.
+/// Returns how many files it removed.
+pub fn sweep(dir: &Path) -> io::Result<usize> {
+    let mut removed = 0;
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_name().as_encoded_bytes().starts_with(STAGED_PREFIX.as_bytes()) {
+            std::fs::remove_file(entry.path())?;
+            removed += 1;
+        }
+    }
+    Ok(removed)
+}
+
+fn parent(path: &Path) -> io::Result<&Path> {
+    match path.parent() {
+        Some(dir) if dir.as_os_str().is_empty() => Ok(Path::new(".")),
+        Some(dir) => Ok(dir),
+        None => Err(io::Error::new(io::ErrorKind::InvalidInput, "the path has no folder")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_written_file_replaces_the_old_one_and_leaves_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        write(&path, b"one").unwrap();
+        write_with_mode(&path, b"two", 0o600).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"two");
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_failed_write_leaves_the_old_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        std::fs::create_dir(&path).unwrap();
+        std::fs::write(path.join("inside"), b"x").unwrap();
+        assert!(write(&path, b"two").is_err());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn sweep_removes_only_what_is_half_written() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(format!("{STAGED_PREFIX}1")), b"x").unwrap();
+        std::fs::write(dir.path().join("kept"), b"x").unwrap();
+        assert_eq!(sweep(dir.path()).unwrap(), 1);
+        assert!(dir.path().join("kept").exists());
+    }
+
+    #[test]
+    fn folders_are_made_all_the_way_down() {
+        let dir = tempfile::tempdir().unwrap();
+        let deep = dir.path().join("a/b/c");
+        create_dir_all(&deep).unwrap();
+        create_dir_all(&deep).unwrap();
+        assert!(deep.is_dir());
+        remove(&deep.join("absent")).unwrap();
+    }
+}

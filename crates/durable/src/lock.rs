@@ -1,0 +1,86 @@
+//! One owner a folder: an advisory lock (flock) that the kernel drops when its holder dies.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+
+/// Why the lock was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Somebody holds it.
+    #[error("{} is held by process {}", path.display(), holder.as_deref().unwrap_or("unknown"))]
+    Held {
+        /// The lock's file.
+        path: PathBuf,
+        /// What the holder wrote there: its process id.
+        holder: Option<String>,
+    },
+    /// The file could not be opened or written.
+    #[error("lock {}", path.display())]
+    Io {
+        /// The lock's file.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+}
+
+/// The lock; dropping it, or dying, lets it go.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
+}
+
+impl Lock {
+    /// Takes the lock or says who holds it; never waits. The file then holds this process's id.
+    pub fn acquire(path: &Path) -> Result<Self, Error> {
+        let io = |source| Error::Io { path: path.to_owned(), source };
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(path)
+            .map_err(io)?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                let mut holder = String::new();
+                let read = (&mut file).take(64).read_to_string(&mut holder).is_ok();
+                let holder = holder.trim().to_owned();
+                return Err(Error::Held {
+                    path: path.to_owned(),
+                    holder: (read && !holder.is_empty()).then_some(holder),
+                });
+            }
+            Err(errno) => return Err(io(errno.into())),
+        }
+        file.set_len(0).map_err(io)?;
+        file.rewind().map_err(io)?;
+        writeln!(file, "{}", std::process::id()).map_err(io)?;
+        Ok(Self { _file: file })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_owner_is_told_who_holds_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let first = Lock::acquire(&path).unwrap();
+        let error = Lock::acquire(&path).unwrap_err();
+        assert!(
+            error.to_string().ends_with(&format!("is held by process {}", std::process::id())),
+            "{error}"
+        );
+        drop(first);
+        Lock::acquire(&path).unwrap();
+    }
+}

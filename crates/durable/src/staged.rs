@@ -1,0 +1,76 @@
+//! A file that has no name yet: dropped it is gone, committed it is there, whole.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::{STAGED_PREFIX, sync_dir};
+
+static NEXT: AtomicU64 = AtomicU64::new(0);
+
+/// A file under a temporary name in the folder that it will stay in.
+#[derive(Debug)]
+pub struct Staged {
+    file: File,
+    path: PathBuf,
+    committed: bool,
+}
+
+impl Staged {
+    /// Opens a new staged file in `dir` (mode 0644); `dir` must be on the file system of the later destination.
+    pub fn new(dir: &Path) -> io::Result<Self> {
+        Self::with_mode(dir, 0o644)
+    }
+
+    /// Like [`Staged::new`], with permission bits `mode`.
+    pub fn with_mode(dir: &Path, mode: u32) -> io::Result<Self> {
+        loop {
+            let number = NEXT.fetch_add(1, Ordering::Relaxed);
+            let path = dir.join(format!("{STAGED_PREFIX}{}-{number}", std::process::id()));
+            match OpenOptions::new().read(true).write(true).create_new(true).mode(mode).open(&path) {
+                Ok(file) => return Ok(Self { file, path, committed: false }),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// The open file, for writers that seek.
+    pub fn file(&mut self) -> &mut File {
+        &mut self.file
+    }
+
+    /// The temporary path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// fsync, rename to `destination` (replacing what is there), fsync of its folder.
+    pub fn commit(mut self, destination: &Path) -> io::Result<()> {
+        self.file.sync_all()?;
+        std::fs::rename(&self.path, destination)?;
+        self.committed = true;
+        sync_dir(crate::parent(destination)?)
+    }
+}
+
+impl Write for Staged {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        if !self.committed {
+            // Nothing can be done about a failure here; `sweep` removes the file at the next start.
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
