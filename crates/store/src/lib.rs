@@ -1,1 +1,251 @@
-//! Placeholder.
+//! Revisioned keys on disk, served from memory.
+//!
+//! **Invariant:** a write is answered, and visible to readers and watchers, only after it is on disk.
+//! **Invariant:** revisions grow by one with each write, over restarts too; a revision names one state of
+//! the whole store.
+//!
+//! One owner thread takes a closed set of commands over a bounded channel and commits what has queued up as
+//! one durable transaction. Readers work on a persistent map: a snapshot costs nothing and never changes.
+//! Watchers read a bounded ring of events that each kind has; who falls off it is told so.
+//! The format on disk is `docs/format-store.md`.
+
+mod disk;
+mod key;
+mod owner;
+mod ring;
+pub mod watch;
+pub mod write;
+
+use std::fmt;
+use std::ops::Bound;
+use std::path::Path;
+use std::sync::{Arc, RwLock};
+
+use imbl::OrdMap;
+use tokio::sync::{mpsc, oneshot};
+
+pub use disk::Error as OpenError;
+pub use redb::StorageBackend;
+pub use ring::Event;
+pub use watch::Watch;
+
+use owner::Command;
+use ring::Rings;
+
+/// The number of a state of the store: how many writes it has seen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Revision(pub u64);
+
+impl fmt::Display for Revision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A value and the revision of the write that made it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    pub value: Arc<[u8]>,
+    pub revision: Revision,
+}
+
+/// The bounds of a store.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Pages that redb may keep in memory, in bytes; values are served from our own map.
+    pub cache_bytes: usize,
+    /// Events kept for the watchers of each kind.
+    pub ring_events: usize,
+    /// Bytes of values that those events may keep alive, for each kind.
+    pub ring_bytes: usize,
+    /// Writes that may wait for the owner; more wait in their callers.
+    pub queue: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options { cache_bytes: 2 << 20, ring_events: 4096, ring_bytes: 4 << 20, queue: 256 }
+    }
+}
+
+/// What a write demands of the key's present state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expect {
+    /// The key is absent.
+    Absent,
+    /// The key was last written at this revision.
+    Revision(Revision),
+    /// Nothing (for a delete: that the key exists).
+    Any,
+}
+
+/// One state of the store; immutable.
+#[derive(Clone)]
+pub struct Snapshot {
+    entries: OrdMap<Arc<str>, Entry>,
+    revision: Revision,
+}
+
+impl Snapshot {
+    /// The revision of this state.
+    pub fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    /// The entry of `key`.
+    pub fn get(&self, key: &str) -> Option<&Entry> {
+        self.entries.get(key)
+    }
+
+    /// The entries whose keys start with `prefix`, in order of keys, from behind `after` on.
+    pub fn range<'a>(
+        &'a self,
+        prefix: &'a str,
+        after: Option<&'a str>,
+    ) -> impl Iterator<Item = (&'a Arc<str>, &'a Entry)> + 'a {
+        let start = match after {
+            Some(after) if after >= prefix => Bound::Excluded(after),
+            _ => Bound::Included(prefix),
+        };
+        self.entries
+            .range::<_, str>((start, Bound::Unbounded))
+            .take_while(move |(key, _)| key.starts_with(prefix))
+    }
+}
+
+/// The store; a clone is another handle on the same one.
+#[derive(Clone)]
+pub struct Store {
+    shared: Arc<Shared>,
+    commands: mpsc::Sender<Command>,
+}
+
+pub(crate) struct Shared {
+    state: RwLock<Snapshot>,
+    rings: Rings,
+}
+
+impl Shared {
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        self.state.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
+    }
+
+    pub(crate) fn revision(&self) -> Revision {
+        self.state.read().unwrap_or_else(|poisoned| poisoned.into_inner()).revision
+    }
+
+    /// Shows a committed state. The events lie in the rings before: who sees the revision finds them.
+    pub(crate) fn publish(&self, next: Snapshot, events: Vec<Event>) {
+        let touched = self.rings.append(events);
+        *self.state.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = next;
+        for ring in touched {
+            ring.wake();
+        }
+    }
+}
+
+impl Store {
+    /// Opens the store file at `path`, creating it if it is not there.
+    pub fn open(path: &Path, options: Options) -> Result<Store, OpenError> {
+        let fresh = !path.exists();
+        let file = path.to_owned();
+        let store = Store::start(disk::Disk::file(file, options.cache_bytes), options)?;
+        if fresh && let Some(parent) = path.parent() {
+            // The file's name must last as its content does.
+            std::fs::File::open(parent)
+                .and_then(|folder| folder.sync_all())
+                .map_err(|source| OpenError::Folder { path: parent.to_owned(), source })?;
+        }
+        Ok(store)
+    }
+
+    /// Opens a store on backends of the caller's making; `backend` is asked again after an I/O error.
+    pub fn open_on<B: StorageBackend>(
+        backend: impl Fn() -> std::io::Result<B> + Send + 'static,
+        options: Options,
+    ) -> Result<Store, OpenError> {
+        Store::start(disk::Disk::backend(backend, options.cache_bytes), options)
+    }
+
+    fn start(mut disk: disk::Disk, options: Options) -> Result<Store, OpenError> {
+        let (entries, revision) = disk.load()?;
+        let shared = Arc::new(Shared {
+            state: RwLock::new(Snapshot { entries, revision }),
+            rings: Rings::new(revision, options.ring_events, options.ring_bytes),
+        });
+        let (commands, queue) = mpsc::channel(options.queue);
+        let owner = owner::Owner::new(disk, shared.clone());
+        std::thread::Builder::new()
+            .name("store".into())
+            .spawn(move || owner.run(queue))
+            .map_err(OpenError::Thread)?;
+        Ok(Store { shared, commands })
+    }
+
+    /// The present state.
+    pub fn snapshot(&self) -> Snapshot {
+        self.shared.snapshot()
+    }
+
+    /// The present state's revision.
+    pub fn revision(&self) -> Revision {
+        self.shared.revision()
+    }
+
+    /// The entry of `key`.
+    pub fn get(&self, key: &str) -> Option<Entry> {
+        self.shared.state.read().unwrap_or_else(|poisoned| poisoned.into_inner()).get(key).cloned()
+    }
+
+    /// Writes `key` if `expect` holds; `encode` is given the revision that the write gets.
+    pub async fn put(
+        &self,
+        key: &str,
+        expect: Expect,
+        encode: impl FnOnce(Revision) -> Vec<u8> + Send + 'static,
+    ) -> Result<Entry, write::Error> {
+        key::check(key)?;
+        let (reply, answer) = oneshot::channel();
+        let command = Command::Put { key: key.into(), expect, encode: Box::new(encode), reply };
+        self.send(command).await?;
+        answer.await.map_err(|_| write::Error::Closed)?
+    }
+
+    /// Deletes `key` if `expect` holds; `encode_last` gives the last state that watchers are told, with the
+    /// deletion's revision in it. Answers that state.
+    pub async fn delete(
+        &self,
+        key: &str,
+        expect: Expect,
+        encode_last: impl FnOnce(Revision) -> Vec<u8> + Send + 'static,
+    ) -> Result<Entry, write::Error> {
+        key::check(key)?;
+        let (reply, answer) = oneshot::channel();
+        let command = Command::Delete { key: key.into(), expect, encode: Box::new(encode_last), reply };
+        self.send(command).await?;
+        answer.await.map_err(|_| write::Error::Closed)?
+    }
+
+    async fn send(&self, command: Command) -> Result<(), write::Error> {
+        self.commands.send(command).await.map_err(|_| write::Error::Closed)
+    }
+
+    /// The events behind `after` of the keys that start with `prefix`, which names one kind at least.
+    pub fn watch(&self, prefix: &str, after: Revision) -> Result<Watch, watch::Error> {
+        Watch::new(self.shared.clone(), prefix, after)
+    }
+
+    /// Ends the owner after the writes that are queued; later writes answer `Closed`, reads go on.
+    pub async fn close(&self) {
+        let (reply, done) = oneshot::channel();
+        if self.commands.send(Command::Close { reply }).await.is_ok() {
+            let _ = done.await;
+        }
+    }
+}
+
+impl Shared {
+    pub(crate) fn rings(&self) -> &Rings {
+        &self.rings
+    }
+}

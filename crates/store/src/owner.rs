@@ -1,0 +1,186 @@
+//! The owner thread: commands in, groups of durable commits out.
+
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, oneshot};
+use tracing::{error, warn};
+
+use crate::disk::{Change, Disk};
+use crate::{Entry, Event, Expect, Revision, Shared, Snapshot, write};
+
+/// Writes that one commit may take.
+const GROUP_MAX: usize = 128;
+
+type Encode = Box<dyn FnOnce(Revision) -> Vec<u8> + Send>;
+type Reply = oneshot::Sender<Result<Entry, write::Error>>;
+
+pub(crate) enum Command {
+    Put { key: Arc<str>, expect: Expect, encode: Encode, reply: Reply },
+    Delete { key: Arc<str>, expect: Expect, encode: Encode, reply: Reply },
+    Close { reply: oneshot::Sender<()> },
+}
+
+pub(crate) struct Owner {
+    disk: Disk,
+    shared: Arc<Shared>,
+    /// A group whose commit failed, and of which only the disk knows whether it arrived.
+    doubtful: Option<Group>,
+}
+
+/// Writes that share a commit.
+struct Group {
+    next: Snapshot,
+    changes: Vec<Change>,
+    events: Vec<Event>,
+    replies: Vec<(Reply, Entry)>,
+}
+
+impl Group {
+    fn new(present: Snapshot) -> Self {
+        Group { next: present, changes: Vec::new(), events: Vec::new(), replies: Vec::new() }
+    }
+
+    fn check(&self, key: &str, expect: Expect) -> Result<Option<Entry>, write::Error> {
+        let present = self.next.get(key).cloned();
+        match (expect, present) {
+            (Expect::Any, present) => Ok(present),
+            (Expect::Absent, None) => Ok(None),
+            (Expect::Absent, Some(entry)) => Err(write::Error::Exists(entry)),
+            (Expect::Revision(_), None) => Err(write::Error::Missing),
+            (Expect::Revision(revision), Some(entry)) if entry.revision == revision => Ok(Some(entry)),
+            (Expect::Revision(_), Some(entry)) => Err(write::Error::Changed(entry)),
+        }
+    }
+
+    fn put(&mut self, key: Arc<str>, expect: Expect, encode: Encode, reply: Reply) {
+        let before = match self.check(&key, expect) {
+            Ok(before) => before,
+            Err(refused) => return answer(reply, Err(refused)),
+        };
+        let revision = Revision(self.next.revision.0 + 1);
+        let value: Arc<[u8]> = encode(revision).into();
+        let entry = Entry { value: value.clone(), revision };
+        self.next.revision = revision;
+        self.next.entries.insert(key.clone(), entry.clone());
+        self.changes.push(Change { key: key.clone(), entry: Some(entry.clone()) });
+        let before = before.map(|entry| entry.value);
+        self.events.push(Event { key, revision, now: Some(value), before });
+        self.replies.push((reply, entry));
+    }
+
+    fn delete(&mut self, key: Arc<str>, expect: Expect, encode: Encode, reply: Reply) {
+        match self.check(&key, expect) {
+            Ok(Some(_)) => {}
+            Ok(None) => return answer(reply, Err(write::Error::Missing)),
+            Err(refused) => return answer(reply, Err(refused)),
+        }
+        let revision = Revision(self.next.revision.0 + 1);
+        let last: Arc<[u8]> = encode(revision).into();
+        self.next.revision = revision;
+        self.next.entries.remove(&*key);
+        self.changes.push(Change { key: key.clone(), entry: None });
+        self.events.push(Event { key, revision, now: None, before: Some(last.clone()) });
+        self.replies.push((reply, Entry { value: last, revision }));
+    }
+}
+
+fn answer(reply: Reply, result: Result<Entry, write::Error>) {
+    // Who no longer waits for the answer has given it up.
+    let _ = reply.send(result);
+}
+
+impl Owner {
+    pub(crate) fn new(disk: Disk, shared: Arc<Shared>) -> Self {
+        Owner { disk, shared, doubtful: None }
+    }
+
+    pub(crate) fn run(mut self, mut queue: mpsc::Receiver<Command>) {
+        while let Some(first) = queue.blocking_recv() {
+            if let Err(error) = self.settle() {
+                refuse(first, error);
+                continue;
+            }
+            let mut group = Group::new(self.shared.snapshot());
+            let mut close = None;
+            let mut next = Some(first);
+            while let Some(command) = next {
+                match command {
+                    Command::Put { key, expect, encode, reply } => group.put(key, expect, encode, reply),
+                    Command::Delete { key, expect, encode, reply } => {
+                        group.delete(key, expect, encode, reply);
+                    }
+                    Command::Close { reply } => {
+                        close = Some(reply);
+                        break;
+                    }
+                }
+                next = if group.changes.len() < GROUP_MAX { queue.try_recv().ok() } else { None };
+            }
+            if !group.changes.is_empty() {
+                self.commit(group);
+            }
+            if let Some(reply) = close {
+                drop(self);
+                let _ = reply.send(());
+                return;
+            }
+        }
+    }
+
+    fn commit(&mut self, group: Group) {
+        let Err(failed) = self.disk.commit(group.next.revision, &group.changes) else {
+            self.publish(group);
+            return;
+        };
+        // The file is opened anew: only it knows whether the commit arrived.
+        let failed = write::Error::from_disk(failed);
+        warn!(error = &failed as &dyn std::error::Error, "a commit failed; the store is opened anew");
+        let arrived = self.disk.reopen();
+        match arrived {
+            Ok(revision) if revision == group.next.revision => self.publish(group),
+            Ok(_) => {
+                for (reply, _) in group.replies {
+                    answer(reply, Err(failed.clone()));
+                }
+            }
+            Err(reopen) => {
+                error!(error = &reopen as &dyn std::error::Error, "the store cannot be opened");
+                let Group { next, changes, events, replies } = group;
+                for (reply, _) in replies {
+                    answer(reply, Err(failed.clone()));
+                }
+                self.doubtful = Some(Group { next, changes, events, replies: Vec::new() });
+            }
+        }
+    }
+
+    /// After an error that left the file closed: opens it and takes in what had arrived nevertheless.
+    fn settle(&mut self) -> Result<(), write::Error> {
+        if self.disk.is_open() {
+            return Ok(());
+        }
+        let revision = self.disk.reopen().map_err(write::Error::from_disk)?;
+        if let Some(group) = self.doubtful.take()
+            && group.next.revision == revision
+        {
+            self.publish(group);
+        }
+        Ok(())
+    }
+
+    fn publish(&self, group: Group) {
+        self.shared.publish(group.next, group.events);
+        for (reply, entry) in group.replies {
+            answer(reply, Ok(entry));
+        }
+    }
+}
+
+fn refuse(command: Command, error: write::Error) {
+    match command {
+        Command::Put { reply, .. } | Command::Delete { reply, .. } => answer(reply, Err(error)),
+        Command::Close { reply } => {
+            let _ = reply.send(());
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! What can become of a write.
+
+use std::sync::Arc;
+
+use crate::Entry;
+
+/// Why a write was refused or failed; the store is as it was.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    #[error("the key {0:?} has no /group/plural/name")]
+    Key(String),
+    #[error("the key exists already")]
+    Exists(Entry),
+    #[error("the key was changed meanwhile, at revision {}", .0.revision)]
+    Changed(Entry),
+    #[error("the key does not exist")]
+    Missing,
+    #[error("the disk of the store is full")]
+    Full(#[source] Arc<redb::Error>),
+    #[error("the store could not be written")]
+    Disk(#[source] Arc<redb::Error>),
+    #[error("the store is closed")]
+    Closed,
+}
+
+impl Error {
+    /// A remedy, where there is one.
+    pub fn hint(&self) -> Option<String> {
+        matches!(self, Error::Full(_))
+            .then(|| "free space on the file system of the state folder; nothing was changed".into())
+    }
+
+    pub(crate) fn from_disk(source: redb::Error) -> Self {
+        let full = match &source {
+            redb::Error::Io(error) => matches!(
+                error.kind(),
+                std::io::ErrorKind::StorageFull
+                    | std::io::ErrorKind::QuotaExceeded
+                    | std::io::ErrorKind::FileTooLarge
+            ),
+            _ => false,
+        };
+        if full { Error::Full(Arc::new(source)) } else { Error::Disk(Arc::new(source)) }
+    }
+}
