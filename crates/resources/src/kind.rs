@@ -254,6 +254,17 @@ pub type Allocate = fn(&mut Value, Option<&Value>, &mut dyn Allocator) -> Result
 /// A field usable in `fieldSelector`, beyond `metadata.name` and `metadata.namespace`.
 pub type SelectableField = (&'static str, fn(&Value) -> String);
 
+/// How objects of one row are kept as objects of another one.
+#[derive(Clone, Copy, Debug)]
+pub struct StoredAs {
+    /// The row that keeps them.
+    pub kind: &'static Kind,
+    /// From this row's form (apiVersion included) to the keeping row's.
+    pub encode: fn(&mut Value),
+    /// Back.
+    pub decode: fn(&mut Value),
+}
+
 /// A kind of object that the API server stores.
 #[derive(Clone, Copy, Debug)]
 pub struct Kind {
@@ -306,6 +317,10 @@ pub struct Kind {
     pub create_on_update: bool,
     /// A PUT without resourceVersion is allowed.
     pub unconditional_update: bool,
+    /// What a writer is told although the object is accepted (`Warning` headers); old is there on update.
+    pub warnings: fn(&Value, Option<&Value>) -> Vec<String>,
+    /// Another row that keeps the objects; this row is a second way to see them (events.k8s.io).
+    pub stored_as: Option<&'static StoredAs>,
     /// Dotted paths that no manager owns through the main resource.
     pub reset_fields: &'static [&'static str],
     /// Dotted paths that no manager owns through `/status`.
@@ -343,6 +358,8 @@ impl Kind {
         selectable_fields: &[],
         create_on_update: false,
         unconditional_update: true,
+        warnings: |_, _| Vec::new(),
+        stored_as: None,
         reset_fields: &["status"],
         reset_fields_status: &["spec"],
     };
