@@ -187,6 +187,19 @@ impl Store {
         self.shared.snapshot()
     }
 
+    /// The state of one kind's keys at an earlier revision, as far as its events are kept; other kinds' keys
+    /// are as they are now.
+    pub fn snapshot_at(&self, prefix: &str, at: Revision) -> Result<Snapshot, watch::Error> {
+        let kind = key::kind(prefix).ok_or(watch::Error::Prefix)?;
+        let mut snapshot = self.shared.snapshot();
+        if at < snapshot.revision {
+            let ring = self.shared.rings().of(kind);
+            ring.rewind(&mut snapshot, at)
+                .map_err(|fell| watch::Error::TooOld { after: at, kept: fell.floor })?;
+        }
+        Ok(snapshot)
+    }
+
     /// The present state's revision.
     pub fn revision(&self) -> Revision {
         self.shared.revision()

@@ -63,23 +63,22 @@ impl Group {
         self.next.revision = revision;
         self.next.entries.insert(key.clone(), entry.clone());
         self.changes.push(Change { key: key.clone(), entry: Some(entry.clone()) });
-        let before = before.map(|entry| entry.value);
-        self.events.push(Event { key, revision, now: Some(value), before });
+        self.events.push(Event { key, revision, now: Some(value), before, last: None });
         self.replies.push((reply, entry));
     }
 
     fn delete(&mut self, key: Arc<str>, expect: Expect, encode: Encode, reply: Reply) {
-        match self.check(&key, expect) {
-            Ok(Some(_)) => {}
+        let before = match self.check(&key, expect) {
+            Ok(Some(before)) => before,
             Ok(None) => return answer(reply, Err(write::Error::Missing)),
             Err(refused) => return answer(reply, Err(refused)),
-        }
+        };
         let revision = Revision(self.next.revision.0 + 1);
         let last: Arc<[u8]> = encode(revision).into();
         self.next.revision = revision;
         self.next.entries.remove(&*key);
         self.changes.push(Change { key: key.clone(), entry: None });
-        self.events.push(Event { key, revision, now: None, before: Some(last.clone()) });
+        self.events.push(Event { key, revision, now: None, before: Some(before), last: Some(last.clone()) });
         self.replies.push((reply, Entry { value: last, revision }));
     }
 }

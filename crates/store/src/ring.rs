@@ -6,7 +6,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, RwLock};
 
-use crate::{Revision, key};
+use crate::{Entry, Revision, Snapshot, key};
 
 /// One write, as watchers see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,14 +15,16 @@ pub struct Event {
     pub revision: Revision,
     /// The value after the write; none after a deletion.
     pub now: Option<Arc<[u8]>>,
-    /// The value before the write; for a deletion, the last state with the deletion's revision in it.
-    pub before: Option<Arc<[u8]>>,
+    /// What the write replaced or deleted.
+    pub before: Option<Entry>,
+    /// For a deletion, the last state with the deletion's revision in it.
+    pub last: Option<Arc<[u8]>>,
 }
 
 impl Event {
     fn bytes(&self) -> usize {
         // The value before is the one that an earlier event, or nobody, keeps alive: it is counted once.
-        self.now.as_ref().or(self.before.as_ref()).map_or(0, |value| value.len()) + self.key.len()
+        self.now.as_ref().or(self.last.as_ref()).map_or(0, |value| value.len()) + self.key.len()
     }
 }
 
@@ -117,6 +119,26 @@ impl Ring {
 
     pub(crate) fn subscribe(&self) -> tokio::sync::watch::Receiver<u64> {
         self.woken.subscribe()
+    }
+
+    /// Takes back in `snapshot` every event behind `at`.
+    pub(crate) fn rewind(&self, snapshot: &mut Snapshot, at: Revision) -> Result<(), FellOff> {
+        let events = self.events.read().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if at < events.floor {
+            return Err(FellOff { floor: events.floor });
+        }
+        let present = snapshot.revision;
+        for event in events.queue.iter().rev().take_while(|event| event.revision > at) {
+            if event.revision > present {
+                continue;
+            }
+            match &event.before {
+                Some(entry) => snapshot.entries.insert(event.key.clone(), entry.clone()),
+                None => snapshot.entries.remove(&*event.key),
+            };
+        }
+        snapshot.revision = at;
+        Ok(())
     }
 
     /// Copies up to `limit` matching events in `(after, until]` to `out`; answers the revision up to which

@@ -171,6 +171,7 @@ async fn model(steps: Vec<Step>) {
     let mut model: BTreeMap<String, (u64, Vec<u8>)> = BTreeMap::new();
     let mut revision = 0;
     let mut watch = store.watch("/core/pods/", Revision(0)).unwrap();
+    let mut remembered = Vec::new();
     let mut replica: BTreeMap<String, Vec<u8>> = BTreeMap::new();
     for step in steps {
         match step {
@@ -206,15 +207,25 @@ async fn model(steps: Vec<Step>) {
                 store.close().await;
                 store = open(&disk);
                 watch = store.watch("/core/pods/", Revision(revision)).unwrap();
+                remembered.clear();
             }
         }
         assert_eq!(store.revision(), Revision(revision));
+        remembered.push(pods(&store.snapshot()));
+    }
+    for (revision, pods_then) in remembered {
+        assert_eq!(pods(&store.snapshot_at("/core/pods/", revision).unwrap()), (revision, pods_then));
     }
     follow(&mut watch, &mut replica);
     let all: BTreeMap<_, _> = model.into_iter().map(|(key, (_, value))| (key, value)).collect();
     assert_eq!(contents(&store), all);
     let pods: BTreeMap<_, _> = all.into_iter().filter(|(key, _)| key.starts_with("/core/pods/")).collect();
     assert_eq!(replica, pods);
+}
+
+fn pods(snapshot: &store::Snapshot) -> (Revision, Vec<(Arc<str>, store::Entry)>) {
+    let pods = snapshot.range("/core/pods/", None).map(|(key, entry)| (key.clone(), entry.clone()));
+    (snapshot.revision(), pods.collect())
 }
 
 fn follow(watch: &mut store::Watch, replica: &mut BTreeMap<String, Vec<u8>>) {
@@ -386,7 +397,8 @@ fn writers_and_watchers_agree_under_concurrency() {
             assert_eq!(event.revision, Revision(last.0 + 1));
             last = event.revision;
             let now = event.now.unwrap();
-            assert_eq!(previous.insert(event.key.to_string(), now), event.before);
+            let before = event.before.map(|entry| entry.value);
+            assert_eq!(previous.insert(event.key.to_string(), now), before);
             assert!(store.revision() >= last);
         }
         set.join_all().await;
