@@ -7,8 +7,12 @@
 pub mod field;
 pub mod kind;
 pub mod kinds;
+pub mod quantity;
+pub mod schema;
 pub mod status;
 pub mod table;
+
+mod facts;
 
 pub use kind::{Allocator, Cell, Column, Deletion, Generation, Kind, Scale, Scope, Subresource};
 pub use kinds::KINDS;

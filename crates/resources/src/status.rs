@@ -240,6 +240,12 @@ impl Status {
         Self::new(Reason::BadRequest, message)
     }
 
+    /// A body that its kind's decoder refuses: `Pod in version "v1" cannot be handled as a Deployment: why`.
+    pub fn unhandled(kind: &str, version: &str, expected: &str, why: &str) -> Self {
+        let version = field::quote(version);
+        Self::bad_request(format!("{kind} in version {version} cannot be handled as a {expected}: {why}"))
+    }
+
     /// 401.
     pub fn unauthorized() -> Self {
         Self::new(Reason::Unauthorized, "Unauthorized")
