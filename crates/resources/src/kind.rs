@@ -32,6 +32,8 @@ pub enum Generation {
     Spec,
     /// As `Spec`, and also when `metadata.annotations` change (Deployment).
     SpecAndAnnotations,
+    /// As `Spec`, and also when `metadata.labels` change (EndpointSlice).
+    SpecAndLabels,
 }
 
 /// What DELETE means for a kind.
