@@ -16,9 +16,9 @@ pub(crate) const USER: u32 = 65532;
 /// What [`build`] gives, so that a sink that has it is never sent it and nothing is compressed for nothing.
 /// A test holds it to what is built.
 const PINNED: (&str, u64, &str) = (
-    "sha256:0000000000000000000000000000000000000000000000000000000000000000",
-    0,
-    "sha256:0000000000000000000000000000000000000000000000000000000000000000",
+    "sha256:4ac2f62471c904aa14ce58436c50f7b390586187e78ccb6123f9277858c0bce6",
+    260_850,
+    "sha256:9fb9fe10f3660c2ab4e72471e23652416b6b80eb8431b9e8d0fcb14238625f71",
 );
 
 /// The layer's descriptor and diff ID without building it.
