@@ -319,6 +319,8 @@ pub struct Kind {
     pub create_on_update: bool,
     /// A PUT without resourceVersion is allowed.
     pub unconditional_update: bool,
+    /// A DELETE that removes the object at once answers the object, not a Status.
+    pub delete_returns_object: bool,
     /// What a writer is told although the object is accepted (`Warning` headers); old is there on update.
     pub warnings: fn(&Value, Option<&Value>) -> Vec<String>,
     /// Another row that keeps the objects; this row is a second way to see them (events.k8s.io).
@@ -360,6 +362,7 @@ impl Kind {
         selectable_fields: &[],
         create_on_update: false,
         unconditional_update: true,
+        delete_returns_object: false,
         warnings: |_, _| Vec::new(),
         stored_as: None,
         reset_fields: &["status"],

@@ -7,7 +7,7 @@ mod deployment;
 mod endpointslice;
 mod event;
 mod lease;
-mod names;
+pub mod names;
 mod namespace;
 mod node;
 mod pod;
@@ -15,8 +15,8 @@ mod replicaset;
 mod secret;
 mod service;
 mod serviceaccount;
-mod tree;
-mod wire;
+pub(crate) mod tree;
+pub(crate) mod wire;
 mod workload;
 
 /// Every built-in kind.

@@ -39,6 +39,7 @@ pub static KIND: Kind = Kind {
         ("name", |o| tree::str(o, "/metadata/name").to_owned()),
         ("status.phase", |o| tree::str(o, "/status/phase").to_owned()),
     ],
+    delete_returns_object: true,
     ..Kind::EMPTY
 };
 

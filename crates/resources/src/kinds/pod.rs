@@ -55,6 +55,7 @@ pub static KIND: Kind = Kind {
         ("status.nominatedNodeName", |o| tree::str(o, "/status/nominatedNodeName").to_owned()),
     ],
     reset_fields_status: &["spec", "metadata.deletionTimestamp", "metadata.ownerReferences"],
+    delete_returns_object: true,
     ..Kind::EMPTY
 };
 

@@ -49,6 +49,7 @@ pub static KIND: Kind = Kind {
         ("spec.type", |o| tree::str(o, "/spec/type").to_owned()),
     ],
     create_on_update: true,
+    delete_returns_object: true,
     ..Kind::EMPTY
 };
 

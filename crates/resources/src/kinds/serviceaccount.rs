@@ -21,5 +21,6 @@ pub static KIND: Kind = Kind {
         }
     },
     reset_fields: &[],
+    delete_returns_object: true,
     ..Kind::EMPTY
 };
