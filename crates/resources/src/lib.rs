@@ -4,11 +4,14 @@
 //! Objects are [`serde_json::Value`]s that a schema describes; they never pass through typed structs, so nothing that
 //! a client wrote is lost unless the schema says that it is unknown.
 
+pub mod apply;
 pub mod field;
 pub mod kind;
 pub mod kinds;
+pub mod patch;
 pub mod quantity;
 pub mod schema;
+pub mod selector;
 pub mod status;
 pub mod table;
 

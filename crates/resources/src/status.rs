@@ -235,6 +235,14 @@ impl Status {
         status
     }
 
+    /// 422 for a patch that cannot be applied.
+    pub fn unprocessable() -> Self {
+        let mut status =
+            Self::new(Reason::Invalid, "the server rejected our request due to an error in our request");
+        status.details = Some(Box::default());
+        status
+    }
+
     /// 400.
     pub fn bad_request(message: impl Into<String>) -> Self {
         Self::new(Reason::BadRequest, message)
@@ -349,6 +357,11 @@ impl Status {
         let mut status = Self::new(Reason::Timeout, format!("Timeout: {message}"));
         status.details = Some(Box::new(Details { retry_after_seconds, ..Details::default() }));
         status
+    }
+
+    /// 500 without a reason: an error that Kubernetes does not classify.
+    pub fn unknown(message: impl Into<String>) -> Self {
+        Self::new(Reason::Unknown, message)
     }
 
     /// 500.

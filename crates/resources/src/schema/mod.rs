@@ -10,6 +10,7 @@ use serde_json::Value;
 pub use decode::{Decoded, Error, Validation, decode, decode_free, prune, strict};
 
 use crate::facts;
+pub use crate::kinds::wire::canonical;
 
 /// The type of a value.
 #[derive(Clone, Debug, PartialEq)]
