@@ -325,10 +325,10 @@ async fn run(context: Context) {
     let queue = Queue::new();
     let collector = Collector { client: context.client.clone(), graph: Arc::default() };
     let mut listed = BTreeMap::new();
-    for kind in 0..KINDS.len() {
+    for (kind, row) in KINDS.iter().enumerate() {
         let (sender, receiver) = watch::channel(false);
         listed.insert(kind, receiver);
-        context.scope.spawn(KINDS[kind].plural, collector.clone().follow(kind, queue.clone(), sender));
+        context.scope.spawn(row.plural, collector.clone().follow(kind, queue.clone(), sender));
     }
     for receiver in listed.values_mut() {
         // An error means that the watch's task has ended, and with it this one.

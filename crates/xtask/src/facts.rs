@@ -105,7 +105,9 @@ fn kinds(definition: &Value) -> Vec<(&str, &str, &str)> {
         .and_then(Value::as_array)
         .into_iter()
         .flatten()
-        .filter_map(|v| Some((v.get("group")?.as_str()?, v.get("version")?.as_str()?, v.get("kind")?.as_str()?)))
+        .filter_map(|v| {
+            Some((v.get("group")?.as_str()?, v.get("version")?.as_str()?, v.get("kind")?.as_str()?))
+        })
         .collect()
 }
 
@@ -159,8 +161,13 @@ fn definition(out: &mut String, name: &str, schema: &Value) -> Result<()> {
         write!(out, " G={group}/{version}/{kind}")?;
     }
     out.push('\n');
-    let required: BTreeSet<&str> =
-        schema.get("required").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).collect();
+    let required: BTreeSet<&str> = schema
+        .get("required")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
     if schema.get("type").and_then(Value::as_str) != Some("object") {
         bail!("a definition that is no object and not listed as a scalar: {schema}");
     }

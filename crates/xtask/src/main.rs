@@ -1,2 +1,68 @@
-//! xtask.
-fn main() {}
+//! Development tasks: `cargo xtask <task>`.
+
+mod accept;
+mod demo;
+mod facts;
+mod load;
+mod sandbox;
+mod tidy;
+mod tools;
+mod wire;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Development tasks of gantry")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Run the ladder of acceptance checks on the release binary
+    Accept(accept::Arguments),
+    /// Run the README's walk-through
+    Demo,
+    /// Generate the table of schema facts from Kubernetes' OpenAPI files
+    Facts {
+        /// The folder `api/openapi-spec/v3` of k8s.io/kubernetes
+        openapi: PathBuf,
+    },
+    /// Check what the compiler does not: crate edges, file sizes, paths in documents
+    Tidy,
+    /// Generate the table of JSON tags from Kubernetes' Go types
+    Wire,
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().task {
+        Task::Accept(arguments) => accept::run(&arguments),
+        Task::Demo => demo::run(),
+        Task::Facts { openapi } => facts::run(&openapi),
+        Task::Tidy => tidy::run(),
+        Task::Wire => tidy::root().and_then(|root| wire::run(&root)),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(&format!("error: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Prints a line for a person.
+#[expect(clippy::print_stderr, reason = "the one place where tasks speak")]
+pub(crate) fn say(line: &str) {
+    eprintln!("{line}");
+}
+
+/// Prints a line of a task's result.
+#[expect(clippy::print_stdout, reason = "the one place where tasks print results")]
+pub(crate) fn print(line: &str) {
+    println!("{line}");
+}

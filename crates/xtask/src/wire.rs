@@ -110,7 +110,8 @@ fn module(path: &str, version: &str) -> Result<PathBuf> {
     if !output.status.success() {
         bail!("go mod download {path}@{version}: {}", String::from_utf8_lossy(&output.stdout));
     }
-    let answer: serde_json::Value = serde_json::from_slice(&output.stdout).context("go's answer is not JSON")?;
+    let answer: serde_json::Value =
+        serde_json::from_slice(&output.stdout).context("go's answer is not JSON")?;
     Ok(PathBuf::from(answer["Dir"].as_str().context("go's answer names no folder")?))
 }
 
@@ -212,7 +213,9 @@ fn describe(types: &BTreeMap<String, Type>, field: &Field, prefix: &str) -> (cha
         _ => match (name.as_str(), types.get(&name)) {
             ("Quantity", _) => ('*', "", name),
             ("meta.v1.Time" | "meta.v1.MicroTime", _) => (if field.omit_zero { '-' } else { '~' }, "", name),
-            ("meta.v1.FieldsV1" | "runtime.RawExtension" | "intstr.IntOrString", _) => ('*', "", String::new()),
+            ("meta.v1.FieldsV1" | "runtime.RawExtension" | "intstr.IntOrString", _) => {
+                ('*', "", String::new())
+            }
             ("types.UID", _) => (if omit { '-' } else { '"' }, "", String::new()),
             (_, Some(Type::Alias(alias))) => {
                 let mut field = field.clone();

@@ -135,7 +135,7 @@ impl<'a> View<'a> {
     fn roll(&self, actions: &mut Vec<Action>) -> Result<(), serde_json::Error> {
         let revision =
             1 + self.old.iter().filter_map(|set| number(set.as_ref(), REVISION)).max().unwrap_or(0);
-        let old: Vec<_> = self.old.iter().map(|set| numbers(set)).collect();
+        let old: Vec<_> = self.old.iter().map(numbers).collect();
         if recreates(self.spec) {
             let running: i32 = self
                 .old

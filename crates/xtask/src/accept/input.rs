@@ -1,0 +1,185 @@
+//! Rung 8: bad input. Each case ends in one `error:`, a `hint:`, a non-zero exit code, and changes nothing. What it
+//! says stands in `tests/input/<case>.txt`.
+
+use std::net::TcpListener;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::{Seen, Setting};
+use crate::sandbox::{Sandbox, output};
+
+/// A case gets the sandbox and a folder of its own, and returns the command that has to fail.
+type Case = fn(&Sandbox, &Path) -> Result<Command>;
+
+const CASES: &[(&str, Case)] = &[
+    ("compiler-error", |sandbox, folder| {
+        go(folder, "main.go", "package main\n\nfunc main() {\n\tundefined()\n}\n")?;
+        Ok(up(sandbox, folder))
+    }),
+    ("empty-folder", |sandbox, folder| Ok(up(sandbox, folder))),
+    ("lying-tar", |sandbox, folder| {
+        std::fs::write(folder.join("image.tar"), b"this is no tar archive at all")?;
+        let mut command = sandbox.command(["image", "load", "--input"]);
+        command.arg(folder.join("image.tar"));
+        Ok(command)
+    }),
+    ("module-not-found", |sandbox, _| {
+        let mut command = sandbox.command(["up", "example.invalid/nothing@v1.0.0"]);
+        command.env("GOPROXY", "off").env("GOFLAGS", "-mod=mod");
+        Ok(command)
+    }),
+    ("name-is-no-label", |sandbox, folder| {
+        hello(folder)?;
+        let mut command = up(sandbox, folder);
+        command.args(["--name", "Not_A_Label"]);
+        Ok(command)
+    }),
+    ("needs-cgo", |sandbox, folder| {
+        go(
+            folder,
+            "main.go",
+            "package main\n\n// int one(void) { return 1; }\nimport \"C\"\n\nfunc main() { println(C.one()) }\n",
+        )?;
+        Ok(up(sandbox, folder))
+    }),
+    ("no-go", |sandbox, folder| {
+        hello(folder)?;
+        let mut command = up(sandbox, folder);
+        command.env("PATH", "/nonexistent");
+        Ok(command)
+    }),
+    ("no-main-package", |sandbox, folder| {
+        go(folder, "lib.go", "package lib\n\nfunc F() {}\n")?;
+        Ok(up(sandbox, folder))
+    }),
+    ("no-root", |sandbox, folder| {
+        let mut command = Command::new(&sandbox.gantry);
+        command.args(["daemon", "start", "--state-dir"]).arg(folder.join("state")).uid(65534).gid(65534);
+        Ok(command)
+    }),
+    ("port-taken", |sandbox, folder| {
+        hello(folder)?;
+        let mut command = up(sandbox, folder);
+        command.args(["-p", "18099:8080"]);
+        Ok(command)
+    }),
+    ("several-main-packages", |sandbox, folder| {
+        std::fs::write(folder.join("go.mod"), "module example.com/several\n\ngo 1.25\n")?;
+        for name in ["one", "two"] {
+            std::fs::create_dir_all(folder.join("cmd").join(name))?;
+            go(&folder.join("cmd").join(name), "main.go", "package main\n\nfunc main() {}\n")?;
+        }
+        Ok(up(sandbox, folder))
+    }),
+    ("torn-tar", |sandbox, folder| {
+        let whole = folder.join("whole.tar");
+        hello(folder)?;
+        let built = output({
+            let mut command = sandbox.command(["build", "--output"]);
+            command.arg(&whole).arg(folder);
+            command
+        })?;
+        ensure!(built.status.success(), "gantry build: {}", String::from_utf8_lossy(&built.stderr));
+        let bytes = std::fs::read(&whole)?;
+        std::fs::write(folder.join("torn.tar"), &bytes[..bytes.len() / 2])?;
+        let mut command = sandbox.command(["image", "load", "--input"]);
+        command.arg(folder.join("torn.tar"));
+        Ok(command)
+    }),
+    ("unknown-field", |sandbox, folder| {
+        let manifest =
+            "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: c\n  colour: red\ndata:\n  a: b\n";
+        std::fs::write(folder.join("manifest.yaml"), manifest)?;
+        let mut command = sandbox.command(["up", "-f"]);
+        command.arg(folder.join("manifest.yaml"));
+        Ok(command)
+    }),
+];
+
+pub(crate) fn run(setting: &Setting) -> Result<Seen> {
+    let sandbox = Sandbox::new(&setting.gantry)?;
+    sandbox.ok(["daemon", "start"])?;
+    let _taken = TcpListener::bind("127.0.0.1:18099").context("take a port")?;
+    let before = objects(&sandbox)?;
+    let mut findings = Vec::new();
+    for (name, case) in CASES {
+        let folder = sandbox.work(&format!("cases/{name}"))?;
+        let said = case(&sandbox, &folder).and_then(output).with_context(|| (*name).to_owned())?;
+        let text = normal(&String::from_utf8_lossy(&said.stderr), &folder);
+        if said.status.success() {
+            findings.push(format!("{name} succeeded"));
+        }
+        let count = |start: &str| text.lines().filter(|line| line.starts_with(start)).count();
+        if count("error:") != 1 || count("hint:") < 1 {
+            findings.push(format!("{name}: not one error: with a hint:"));
+        }
+        let snapshot = snapshot(name)?;
+        if setting.bless {
+            std::fs::write(&snapshot, &text)?;
+        } else if std::fs::read_to_string(&snapshot).unwrap_or_default() != text {
+            findings.push(format!("{name} says something else than {}:\n{text}", snapshot.display()));
+        }
+    }
+    let after = objects(&sandbox)?;
+    if before != after {
+        findings.push(format!("objects changed: {before:?} became {after:?}"));
+    }
+    sandbox.end()?;
+    let figure = format!(
+        "{} cases; {}",
+        CASES.len(),
+        if findings.is_empty() { "as in the snapshots".to_owned() } else { findings.join("; ") }
+    );
+    Ok(Seen::new(findings.is_empty(), figure))
+}
+
+fn up(sandbox: &Sandbox, folder: &Path) -> Command {
+    let mut command = sandbox.command(["up"]);
+    command.arg(folder);
+    command
+}
+
+fn go(folder: &Path, name: &str, text: &str) -> Result<()> {
+    std::fs::write(folder.join(name), text).with_context(|| format!("write {name}"))
+}
+
+fn hello(folder: &Path) -> Result<()> {
+    crate::demo::copy(&crate::tidy::root()?.join("examples/hello"), folder)
+}
+
+fn snapshot(name: &str) -> Result<PathBuf> {
+    let folder = crate::tidy::root()?.join("tests/input");
+    std::fs::create_dir_all(&folder)?;
+    Ok(folder.join(format!("{name}.txt")))
+}
+
+/// Paths and times that differ from run to run.
+fn normal(text: &str, folder: &Path) -> String {
+    let mut out = String::new();
+    for line in text.replace(&folder.display().to_string(), "FOLDER").lines() {
+        let words: Vec<_> = line
+            .split_inclusive(' ')
+            .map(|word| {
+                let seconds =
+                    word.trim_end().strip_suffix('s').is_some_and(|number| number.parse::<f64>().is_ok());
+                if seconds { "0.00s".to_owned() } else { word.to_owned() }
+            })
+            .collect();
+        out.push_str(words.concat().trim_end());
+        out.push('\n');
+    }
+    out
+}
+
+/// What the API server holds of what the commands could have made.
+fn objects(sandbox: &Sandbox) -> Result<Vec<String>> {
+    let list = sandbox.kubectl(["get", "deployments,services,configmaps,pods", "-A", "-o", "name"])?;
+    let images = sandbox.ok(["image", "ls", "-o", "json"])?;
+    if serde_json::from_str::<serde_json::Value>(&images).is_err() {
+        bail!("gantry image ls -o json is no JSON");
+    }
+    Ok(list.lines().map(str::to_owned).chain([images]).collect())
+}

@@ -1,0 +1,145 @@
+//! The ladder of acceptance checks, on the release binary.
+//!
+//! Each rung prints one line: met or unmet, what was seen, the seconds it took. A rung that cannot run is unmet.
+
+mod digest;
+mod fixtures;
+mod input;
+mod kill;
+mod nothing;
+mod path;
+mod replace;
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+
+/// Which rungs, and how much of them.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// The rungs to run; all when none is named
+    rungs: Vec<u8>,
+    /// Fewer repetitions, and only the rungs that `make test` contains
+    #[arg(long)]
+    short: bool,
+    /// Seed of the moments at which things are killed
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Write the messages of rung 8 as their snapshots
+    #[arg(long)]
+    bless: bool,
+}
+
+/// What a rung is given.
+pub(crate) struct Setting {
+    /// The release binary.
+    pub(crate) gantry: PathBuf,
+    pub(crate) short: bool,
+    pub(crate) seed: u64,
+    pub(crate) bless: bool,
+}
+
+impl Setting {
+    /// `full` repetitions, or `short` in the short form.
+    pub(crate) fn times(&self, full: usize, short: usize) -> usize {
+        if self.short { short } else { full }
+    }
+}
+
+/// What was seen.
+pub(crate) struct Seen {
+    pub(crate) met: bool,
+    pub(crate) figure: String,
+}
+
+impl Seen {
+    pub(crate) fn new(met: bool, figure: impl Into<String>) -> Self {
+        Self { met, figure: figure.into() }
+    }
+}
+
+struct Rung {
+    number: u8,
+    name: &'static str,
+    /// Part of the short form.
+    short: bool,
+    /// Runs in a network namespace of its own; a rung that fetches modules cannot.
+    isolated: bool,
+    run: fn(&Setting) -> Result<Seen>,
+}
+
+const RUNGS: &[Rung] = &[
+    Rung { number: 1, name: "path", short: true, isolated: true, run: path::run },
+    Rung { number: 2, name: "kill", short: true, isolated: true, run: kill::run },
+    Rung { number: 3, name: "replace", short: true, isolated: true, run: replace::run },
+    Rung { number: 5, name: "same digest", short: true, isolated: true, run: digest::run },
+    Rung { number: 8, name: "bad input", short: false, isolated: true, run: input::run },
+    Rung { number: 10, name: "nothing left", short: false, isolated: true, run: nothing::run },
+];
+
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    for number in &arguments.rungs {
+        if !RUNGS.iter().any(|rung| rung.number == *number) {
+            bail!("there is no rung {number}");
+        }
+    }
+    let setting = Setting {
+        gantry: crate::tools::gantry()?,
+        short: arguments.short,
+        seed: arguments.seed,
+        bless: arguments.bless,
+    };
+    // Everything that comes from outside is fetched before a rung is cut off from it.
+    crate::tools::kubernetes("kubectl")?;
+    crate::tools::crane()?;
+    let mut unmet = 0;
+    let mut run = 0;
+    for rung in RUNGS {
+        let wanted = if arguments.rungs.is_empty() {
+            rung.short || !arguments.short
+        } else {
+            arguments.rungs.contains(&rung.number)
+        };
+        if !wanted {
+            continue;
+        }
+        run += 1;
+        let started = Instant::now();
+        let seen = in_thread(rung, &setting);
+        let seconds = started.elapsed().as_secs_f64();
+        let (word, figure) = match seen {
+            Ok(Seen { met: true, figure }) => ("met", figure),
+            Ok(Seen { met: false, figure }) => ("UNMET", figure),
+            Err(error) => ("UNMET", format!("{error:#}")),
+        };
+        unmet += usize::from(word != "met");
+        crate::print(&format!("{:>2} {:<14} {word:<5} {seconds:>7.1} s  {figure}", rung.number, rung.name));
+    }
+    crate::print(&format!("{} passed, {unmet} failed", run - unmet));
+    if unmet > 0 {
+        bail!("{unmet} rungs are unmet");
+    }
+    Ok(())
+}
+
+/// A namespace belongs to a thread and what it starts: each rung has its own.
+fn in_thread(rung: &Rung, setting: &Setting) -> Result<Seen> {
+    std::thread::scope(|scope| {
+        let worker = scope.spawn(|| {
+            if rung.isolated {
+                crate::sandbox::enter_network_namespace()?;
+            }
+            (rung.run)(setting)
+        });
+        match worker.join() {
+            Ok(seen) => seen,
+            Err(_) => bail!("the rung panicked"),
+        }
+    })
+}
+
+/// A runtime whose threads are the calling thread's children, and so in its namespace.
+pub(crate) fn runtime() -> Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?)
+}
