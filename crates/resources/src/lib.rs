@@ -8,6 +8,7 @@ pub mod apply;
 pub mod field;
 pub mod kind;
 pub mod kinds;
+pub mod openapi;
 pub mod patch;
 pub mod quantity;
 pub mod schema;
