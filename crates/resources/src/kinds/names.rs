@@ -30,7 +30,8 @@ pub fn label_1123_problems(name: &str) -> Vec<String> {
         out.push(too_long(63));
     }
     if !label(name, |b| b.is_ascii_lowercase() || b.is_ascii_digit()) {
-        out.push(LABEL_1123.to_owned());
+        let dots = subdomain_problems(name).is_empty();
+        out.push(if dots { "must not contain dots" } else { LABEL_1123 }.to_owned());
     }
     out
 }

@@ -164,6 +164,7 @@ fn taints(object: &Value, errors: &mut Vec<Error>) {
 
 fn update(new: &Value, old: &Value) -> Vec<Error> {
     let mut errors = Vec::new();
+    taints(new, &mut errors);
     let mut seen: Vec<&Value> = Vec::new();
     for (i, address) in tree::list(new, "/status/addresses").iter().enumerate() {
         if seen.contains(&address) {

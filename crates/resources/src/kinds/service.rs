@@ -286,6 +286,12 @@ fn address(object: &mut Value, old: Option<&Value>, allocator: &mut dyn Allocato
     }
     let shown = tree::at(object, "/spec/clusterIPs").clone();
     let ip = allocator.cluster_ip(requested.parse().ok()).map_err(|error| {
+        let error = match error {
+            AllocateError::OutOfRange { .. } => {
+                "the provided network does not match the current range".to_owned()
+            }
+            error => error.to_string(),
+        };
         let detail = if requested.is_empty() {
             format!("failed to allocate IP: {error}")
         } else {

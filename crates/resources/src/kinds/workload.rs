@@ -1,6 +1,6 @@
 //! What Deployment and ReplicaSet share: a selector, a Pod template, and how many.
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::{names, pod, tree};
 use crate::field::Error;
@@ -58,7 +58,9 @@ pub fn selector_and_template(object: &Value, errors: &mut Vec<Error>) {
     if selector.is_null() {
         errors.push(Error::required("spec.selector", ""));
     } else {
+        let before = errors.len();
         label_selector(errors, "spec.selector", selector);
+        let malformed = errors.len() > before;
         let labels = tree::entries(selector, "/matchLabels").count();
         if labels + tree::list(selector, "/matchExpressions").len() == 0 {
             errors.push(Error::invalid(
@@ -67,14 +69,17 @@ pub fn selector_and_template(object: &Value, errors: &mut Vec<Error>) {
                 "empty selector is invalid for deployment",
             ));
         }
+        if malformed {
+            errors.push(Error::invalid("spec.selector", selector.clone(), "invalid label selector"));
+            return;
+        }
     }
     let template = tree::at(object, "/spec/template");
     let labels = tree::at(template, "/metadata/labels");
-    if !selector.is_null() && !matches(selector, labels) {
-        let shown = if labels.is_null() { json!({}) } else { labels.clone() };
+    if selector.is_null() || !matches(selector, labels) {
         errors.push(Error::invalid(
             "spec.template.metadata.labels",
-            shown,
+            labels.clone(),
             "`selector` does not match template `labels`",
         ));
     }
@@ -131,8 +136,7 @@ pub fn label_selector(errors: &mut Vec<Error>, path: &str, selector: &Value) {
     }
 }
 
-/// Whether a LabelSelector selects these labels. One that is not well formed selects everything: its own error says
-/// enough.
+/// Whether a well-formed LabelSelector selects these labels.
 fn matches(selector: &Value, labels: &Value) -> bool {
     let text = |key: &str| tree::get(labels, key).as_str();
     tree::entries(selector, "/matchLabels").all(|(key, value)| text(key) == value.as_str())

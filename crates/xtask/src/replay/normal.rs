@@ -8,6 +8,37 @@ use serde_json::Value;
 /// Replaces everything that differs from run to run.
 pub fn normalise(value: &mut Value, variables: &BTreeMap<String, String>) {
     walk(value, "", variables);
+    unordered(value);
+}
+
+/// Sorts what kube-apiserver itself gives in an order of chance: managers by the second of their last write, the
+/// causes of an error by Go's maps.
+fn unordered(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            if let Some(managers) = map.get_mut("managedFields").and_then(Value::as_array_mut) {
+                managers.sort_by_key(|m| format!("{} {} {}", m["manager"], m["operation"], m["subresource"]));
+            }
+            if map.get("kind").is_some_and(|kind| kind == "Status") {
+                causes(map);
+            }
+            map.values_mut().for_each(unordered);
+        }
+        Value::Array(list) => list.iter_mut().for_each(unordered),
+        _ => {}
+    }
+}
+
+/// Sorts several causes, and leaves the message as far as it does not repeat them.
+fn causes(status: &mut serde_json::Map<String, Value>) {
+    let causes = status.get_mut("details").and_then(|d| d.get_mut("causes")).and_then(Value::as_array_mut);
+    let Some(causes) = causes.filter(|causes| causes.len() > 1) else { return };
+    causes.sort_by_key(Value::to_string);
+    if let Some(Value::String(message)) = status.get_mut("message")
+        && let Some((before, _)) = message.split_once(": [").or(message.split_once(" conflicts: "))
+    {
+        *message = format!("{before} <causes>");
+    }
 }
 
 fn walk(value: &mut Value, key: &str, variables: &BTreeMap<String, String>) {
@@ -24,7 +55,9 @@ fn walk(value: &mut Value, key: &str, variables: &BTreeMap<String, String>) {
         }
         Value::Array(list) => list.iter_mut().for_each(|item| walk(item, key, variables)),
         Value::Number(number) => {
-            if matches!(key, "nodePort" | "healthCheckNodePort") && number.as_u64().is_some_and(|n| n >= 30000) {
+            if matches!(key, "nodePort" | "healthCheckNodePort")
+                && number.as_u64().is_some_and(|n| n >= 30000)
+            {
                 *value = "<port>".into();
             }
         }
@@ -36,6 +69,7 @@ fn walk(value: &mut Value, key: &str, variables: &BTreeMap<String, String>) {
 fn string(text: &str, key: &str, variables: &BTreeMap<String, String>) -> String {
     match key {
         "resourceVersion" if !text.is_empty() && text != "0" => return "<version>".to_owned(),
+        "serverAddress" => return "<address>".to_owned(),
         "continue" if !text.is_empty() => return "<continue>".to_owned(),
         "cells" if is_age(text) => return "<age>".to_owned(),
         _ => {}
@@ -48,11 +82,14 @@ fn string(text: &str, key: &str, variables: &BTreeMap<String, String>) -> String
     let mut out = text.replace(&variables["ns"], "${ns}").replace(&variables["run"], "${run}");
     for (name, value) in variables {
         // Short values and versions would match by chance.
-        if value.len() > 5 && !value.bytes().all(|b| b.is_ascii_digit()) && !matches!(name.as_str(), "ns" | "run") {
+        if value.len() > 5
+            && !value.bytes().all(|b| b.is_ascii_digit())
+            && !matches!(name.as_str(), "ns" | "run")
+        {
             out = out.replace(value.as_str(), &format!("${{{name}}}"));
         }
     }
-    let mut out = words(&out);
+    let mut out = words(&echoed_time(&out));
     if key == "cells"
         && let Some((before, after)) = out.split_once(" (")
         && let Some(age) = after.strip_suffix(" ago)")
@@ -85,7 +122,8 @@ fn words(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while !rest.is_empty() {
-        let end = rest.find(|c: char| !(c.is_ascii_alphanumeric() || c == '.' || c == '-')).unwrap_or(rest.len());
+        let end =
+            rest.find(|c: char| !(c.is_ascii_alphanumeric() || c == '.' || c == '-')).unwrap_or(rest.len());
         let (word, after) = rest.split_at(end);
         out.push_str(word_of(word, &out));
         let Some(separator) = after.chars().next() else { break };
@@ -102,14 +140,30 @@ fn word_of<'a>(word: &'a str, before: &str) -> &'a str {
         "<uid>"
     } else if bare.starts_with("10.96.") && bare.parse::<std::net::Ipv4Addr>().is_ok() {
         "<ip>"
-    } else if digits && before.ends_with(':') && word.parse::<u32>().is_ok_and(|n| (30000..=32767).contains(&n)) {
+    } else if digits
+        && before.ends_with(':')
+        && word.parse::<u32>().is_ok_and(|n| (30000..=32767).contains(&n))
+    {
         "<port>"
-    } else if digits && (before.ends_with("object meta: ") || before.ends_with("resource version: 1 (")) {
+    } else if digits && VERSION_BEFORE.iter().any(|words| before.ends_with(words)) {
         "<version>"
     } else {
         word
     }
 }
+
+/// The time of creation in an object that a message repeats.
+fn echoed_time(text: &str) -> String {
+    const KEY: &str = r#"creationTimestamp\":\""#;
+    match text.split_once(KEY).and_then(|(before, after)| Some((before, after.split_once('\\')?.1))) {
+        Some((before, after)) => format!("{before}{KEY}<time>\\{after}"),
+        None => text.to_owned(),
+    }
+}
+
+/// What a resourceVersion in a text stands after.
+const VERSION_BEFORE: [&str; 4] =
+    ["object meta: ", "in record (", "resource version: 1 (", r#"resourceVersion\":\""#];
 
 fn is_uid(word: &str) -> bool {
     let parts: Vec<usize> = word.split('-').map(str::len).collect();

@@ -151,8 +151,11 @@ fn over_tls() -> Result<kube::Client> {
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(Loopback))
         .with_no_client_auth();
-    let connector =
-        hyper_rustls::HttpsConnectorBuilder::new().with_tls_config(config).https_only().enable_http1().build();
+    let connector = hyper_rustls::HttpsConnectorBuilder::new()
+        .with_tls_config(config)
+        .https_only()
+        .enable_http1()
+        .build();
     let client = Client::builder(TokioExecutor::new()).build(connector);
     Ok(kube::Client::new(client, "default"))
 }

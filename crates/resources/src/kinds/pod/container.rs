@@ -244,9 +244,7 @@ fn value_from(errors: &mut Vec<Error>, path: &str, source: &Value, has_value: bo
     for key in ["configMapKeyRef", "secretKeyRef"] {
         let Some(selector) = reference(key) else { continue };
         count += 1;
-        if tree::str(selector, "/name").is_empty() {
-            errors.push(Error::required(format!("{path}.{key}.name"), ""));
-        }
+        names::subdomain(errors, &format!("{path}.{key}.name"), tree::str(selector, "/name"));
         match tree::str(selector, "/key") {
             "" => errors.push(Error::required(format!("{path}.{key}.key"), "")),
             name => {
