@@ -1,0 +1,263 @@
+//! A container's folder on disk.
+//!
+//! ```text
+//! container.json   what the keeper needs, and the owner's notes: version, then Record
+//! config.json      the OCI runtime spec that libcontainer reads
+//! process.json     which process the container is, once it is created: Identity
+//! started          empty; its time of change is when the program was started
+//! exit             how it ended: durable::record, version 1, Exit as JSON
+//! keeper.sock      the keeper's socket
+//! keeper.lock      held (fcntl) by the one keeper
+//! stdin stdout stderr   FIFOs; the container itself holds the outputs open for reading and writing
+//! rootfs           mount point, in the container's own mount namespace only
+//! skeleton         mount points that the image lacks; upper, work: what the container wrote
+//! oci              libcontainer's state
+//! ```
+//!
+//! Only `exit` is fsynced: everything else is about processes that a power cut ends anyway. A folder whose
+//! `container.json` cannot be read never had a container in it: it is written whole before the keeper starts.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::capability::Set;
+use crate::cgroup::Cgroup;
+use crate::process::Identity;
+use crate::protocol::{Exit, VERSION};
+use crate::spec::{Access, MountKind, Namespace, Spec};
+
+pub const RECORD: &str = "container.json";
+pub const PROCESS: &str = "process.json";
+pub const EXIT: &str = "exit";
+/// Its time of change is when the program was started.
+pub const STARTED: &str = "started";
+pub const SOCKET: &str = "keeper.sock";
+pub const LOCK: &str = "keeper.lock";
+pub const ROOTFS: &str = "rootfs";
+pub const SKELETON: &str = "skeleton";
+pub const OCI: &str = "oci";
+/// The container's name to libcontainer, which only names a folder by it.
+pub const OCI_ID: &str = "c";
+
+const EXIT_VERSION: u8 = 1;
+
+/// What stands in `container.json`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Record {
+    pub version: u32,
+    pub spec: Spec,
+    pub cgroup: Cgroup,
+    /// Folders that the keeper itself moves to.
+    pub keepers: Vec<PathBuf>,
+    pub capabilities: Set,
+    /// Whether the root is an overlay of skeleton and tree; else it is the tree itself (or the writable overlay).
+    pub skeleton: bool,
+}
+
+impl Record {
+    pub fn read(bundle: &Path) -> io::Result<Record> {
+        let record: Record = serde_json::from_slice(&fs::read(bundle.join(RECORD))?)?;
+        if record.version != VERSION {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("record version {}, not {VERSION}", record.version),
+            ));
+        }
+        Ok(record)
+    }
+
+    /// Whole or absent; not fsynced.
+    pub fn write(&self, bundle: &Path) -> io::Result<()> {
+        write_json(bundle, RECORD, self)
+    }
+}
+
+pub(crate) fn write_json<T: Serialize>(bundle: &Path, name: &str, value: &T) -> io::Result<()> {
+    let staged = bundle.join(format!(".{name}"));
+    fs::write(&staged, serde_json::to_vec(value)?)?;
+    fs::rename(staged, bundle.join(name))
+}
+
+pub(crate) fn read_process(bundle: &Path) -> Option<Identity> {
+    serde_json::from_slice(&fs::read(bundle.join(PROCESS)).ok()?).ok()
+}
+
+/// Durable before it is told to anyone.
+pub(crate) fn write_exit(bundle: &Path, exit: &Exit) -> Result<(), durable::record::Error> {
+    let payload = serde_json::to_vec(exit).unwrap_or_default();
+    durable::record::write(&bundle.join(EXIT), EXIT_VERSION, &payload)
+}
+
+/// `None`: there is none, or it is torn, which is the same as unknown.
+pub(crate) fn read_exit(bundle: &Path) -> Option<Exit> {
+    let payload = durable::record::read(&bundle.join(EXIT), EXIT_VERSION).ok()??;
+    serde_json::from_slice(&payload).ok()
+}
+
+/// When the program was started; `None`: it was not.
+pub(crate) fn started_at(bundle: &Path) -> Option<SystemTime> {
+    fs::metadata(bundle.join(STARTED)).ok()?.modified().ok()
+}
+
+/// A unix socket's path has 108 bytes; through the folder's descriptor it is always short enough.
+pub(crate) fn short_path(dir: &impl std::os::fd::AsRawFd, name: &str) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}/{name}", dir.as_raw_fd()))
+}
+
+/// The OCI runtime spec (config.md, config-linux.md). What libcontainer aborts on when the machine refuses it
+/// (oom_score_adj, rlimits), what it does slowly (cgroups) or needs a C library for (seccomp), and capabilities,
+/// which seccomp must precede, are left out: the keeper's child does them itself.
+pub(crate) fn config(record: &Record, root: &Path) -> Value {
+    let spec = &record.spec;
+    let args: &[String] = &spec.args;
+    let env: Vec<String> = spec.env.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let mut process = json!({
+        "terminal": false,
+        "user": { "uid": spec.user.uid, "gid": spec.user.gid, "additionalGids": spec.user.groups },
+        "args": args,
+        "env": env,
+        "cwd": if spec.cwd.as_os_str().is_empty() { Path::new("/") } else { &spec.cwd },
+    });
+    if spec.no_new_privileges {
+        process["noNewPrivileges"] = json!(true);
+    }
+    let mut linux = json!({
+        "namespaces": namespaces(&spec.netns),
+        // Ours already; libcontainer finds no hierarchy to put it in.
+        "cgroupsPath": "/",
+    });
+    if !spec.privileged {
+        linux["maskedPaths"] = json!(MASKED);
+        linux["readonlyPaths"] = json!(READ_ONLY);
+    }
+    json!({
+        "ociVersion": "1.2.0",
+        "root": { "path": root, "readonly": spec.rootfs.access == Access::ReadOnly },
+        "hostname": if spec.hostname.is_empty() { &spec.id } else { &spec.hostname },
+        "process": process,
+        "mounts": mounts(spec),
+        "linux": linux,
+    })
+}
+
+fn namespaces(netns: &Namespace) -> Value {
+    let mut list = vec![
+        json!({ "type": "pid" }),
+        json!({ "type": "ipc" }),
+        json!({ "type": "uts" }),
+        json!({ "type": "mount" }),
+        json!({ "type": "cgroup" }),
+    ];
+    match netns {
+        Namespace::Path(path) => list.push(json!({ "type": "network", "path": path })),
+        Namespace::New => list.push(json!({ "type": "network" })),
+        Namespace::Host => {}
+    }
+    Value::Array(list)
+}
+
+/// Default mounts, in the order in which they must be made: target, type, source, options.
+const DEFAULT_MOUNTS: [(&str, &str, &str, &[&str]); 6] = [
+    ("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
+    ("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
+    (
+        "/dev/pts",
+        "devpts",
+        "devpts",
+        &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+    ),
+    ("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
+    ("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]),
+    ("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
+];
+
+/// As containerd and Docker.
+const MASKED: [&str; 12] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/sys/firmware",
+    "/sys/devices/virtual/powercap",
+];
+
+const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+/// Every target that something is mounted on, parents first; a user's mount replaces a default on the same target.
+pub(crate) fn targets(spec: &Spec) -> Vec<(PathBuf, bool)> {
+    let mut targets: Vec<(PathBuf, bool)> =
+        default_mounts(spec).map(|mount| (PathBuf::from(mount.0), true)).collect();
+    for mount in ordered(spec) {
+        let is_dir = mount.kind != MountKind::Bind || !mount.source.is_file_like();
+        targets.push((mount.target.clone(), is_dir));
+    }
+    targets
+}
+
+trait FileLike {
+    fn is_file_like(&self) -> bool;
+}
+
+impl FileLike for PathBuf {
+    /// A file, a socket or a device, rather than a folder.
+    fn is_file_like(&self) -> bool {
+        fs::metadata(self).is_ok_and(|metadata| !metadata.is_dir())
+    }
+}
+
+fn default_mounts(
+    spec: &Spec,
+) -> impl Iterator<Item = &'static (&'static str, &'static str, &'static str, &'static [&'static str])> {
+    DEFAULT_MOUNTS
+        .iter()
+        .filter(|(target, ..)| !spec.mounts.iter().any(|mount| mount.target == Path::new(target)))
+}
+
+/// Shallow targets first, so that one mount does not hide another.
+fn ordered(spec: &Spec) -> Vec<&crate::spec::Mount> {
+    let mut mounts: Vec<_> = spec.mounts.iter().collect();
+    mounts.sort_by_key(|mount| mount.target.components().count());
+    mounts
+}
+
+fn mounts(spec: &Spec) -> Vec<Value> {
+    let mut list: Vec<Value> = default_mounts(spec)
+        .map(|(target, kind, source, options)| {
+            let options: Vec<&str> =
+                options.iter().copied().filter(|option| !(spec.privileged && *option == "ro")).collect();
+            json!({ "destination": target, "type": kind, "source": source, "options": options })
+        })
+        .collect();
+    for mount in ordered(spec) {
+        let access = if mount.read_only { "ro" } else { "rw" };
+        list.push(match mount.kind {
+            MountKind::Bind => {
+                let mut options = vec!["rbind", "rprivate", access];
+                if mount.read_only {
+                    options.push("rro");
+                }
+                json!({ "destination": mount.target, "type": "bind", "source": mount.source, "options": options })
+            }
+            MountKind::Tmpfs { size_bytes, mode } => {
+                let mut options =
+                    vec!["nosuid".to_owned(), "nodev".to_owned(), format!("mode={mode:o}"), access.to_owned()];
+                if size_bytes > 0 {
+                    options.push(format!("size={size_bytes}"));
+                }
+                json!({ "destination": mount.target, "type": "tmpfs", "source": "tmpfs", "options": options })
+            }
+        });
+    }
+    list
+}

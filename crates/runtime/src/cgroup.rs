@@ -1,0 +1,479 @@
+//! A container's cgroups: one folder in each hierarchy that we need, on v1, hybrid and v2 machines.
+//!
+//! libcgroups would do it inside libcontainer, but touches twelve controllers and their mount table each time; we
+//! need six, and their files again for statistics, freezing, the OOM counter and removal.
+//!
+//! **Invariant:** only folders below `gantry-<instance>` are made, written to or removed.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::spec::Resources;
+
+/// Period of the hard CPU limit, as kubelet's default.
+const CPU_PERIOD_US: u64 = 100_000;
+/// The folder that keepers are in.
+const KEEPERS: &str = "keepers";
+
+/// Controllers that are used on v1. `cpuset` and `blkio` are left alone: nothing here limits by them.
+const V1: [&str; 6] = ["cpu", "cpuacct", "memory", "devices", "freezer", "pids"];
+
+/// How this machine has its cgroups.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// Controller and mount point; and hierarchies that only track processes (systemd's, and a hybrid's v2).
+    V1 {
+        controllers: Vec<(String, PathBuf)>,
+        tracking: Vec<PathBuf>,
+    },
+    V2 {
+        root: PathBuf,
+    },
+}
+
+impl Layout {
+    /// Reads the machine's mounts.
+    pub fn detect() -> io::Result<Layout> {
+        Layout::parse(&fs::read_to_string("/proc/self/mountinfo")?)
+    }
+
+    /// See proc_pid_mountinfo(5).
+    fn parse(mountinfo: &str) -> io::Result<Layout> {
+        let (mut controllers, mut tracking, mut v2) = (Vec::new(), Vec::new(), None);
+        for line in mountinfo.lines() {
+            let Some((left, right)) = line.split_once(" - ") else { continue };
+            let left: Vec<&str> = left.split(' ').collect();
+            let right: Vec<&str> = right.split(' ').collect();
+            let (Some(&root), Some(&mount), Some(&kind)) = (left.get(3), left.get(4), right.first()) else {
+                continue;
+            };
+            if root != "/" {
+                continue;
+            }
+            let mount = PathBuf::from(mount);
+            if kind == "cgroup2" {
+                v2.get_or_insert(mount);
+            } else if kind == "cgroup" {
+                for option in right.last().unwrap_or(&"").split(',') {
+                    if option == "name=systemd" {
+                        tracking.push(mount.clone());
+                    } else if V1.contains(&option)
+                        && !controllers.iter().any(|(known, _): &(String, PathBuf)| known == option)
+                    {
+                        controllers.push((option.to_owned(), mount.clone()));
+                    }
+                }
+            }
+        }
+        match (controllers.is_empty(), v2) {
+            (true, Some(root)) => Ok(Layout::V2 { root }),
+            (true, None) => Err(io::Error::new(io::ErrorKind::NotFound, "no cgroup hierarchy is mounted")),
+            (false, v2) => {
+                tracking.extend(v2);
+                Ok(Layout::V1 { controllers, tracking })
+            }
+        }
+    }
+
+    /// The instance's own folder in each hierarchy.
+    fn instance_dirs(&self, instance: &str) -> Vec<PathBuf> {
+        let name = format!("gantry-{instance}");
+        let mut dirs: Vec<PathBuf> = match self {
+            Layout::V1 { controllers, tracking } => controllers
+                .iter()
+                .map(|(_, mount)| mount)
+                .chain(tracking)
+                .map(|mount| mount.join(&name))
+                .collect(),
+            Layout::V2 { root } => vec![root.join(&name)],
+        };
+        dirs.sort();
+        dirs.dedup();
+        dirs
+    }
+
+    /// Makes the instance's folders, and on v2 passes the controllers down to them.
+    pub fn prepare(&self, instance: &str) -> io::Result<()> {
+        for dir in self.instance_dirs(instance) {
+            make(&dir)?;
+        }
+        if let Layout::V2 { root } = self {
+            let own = root.join(format!("gantry-{instance}"));
+            for dir in [root, &own] {
+                for controller in ["+cpu", "+memory", "+pids"] {
+                    // A controller that the machine lacks is missed when a limit needs it.
+                    let _ = fs::write(dir.join("cgroup.subtree_control"), controller);
+                }
+            }
+        }
+        for dir in self.keepers_dirs(instance) {
+            make(&dir)?;
+        }
+        Ok(())
+    }
+
+    /// Where a keeper puts itself: away from the daemon wherever processes are killed or counted by cgroup.
+    pub fn keepers_dirs(&self, instance: &str) -> Vec<PathBuf> {
+        let name = format!("gantry-{instance}");
+        let hierarchies = match self {
+            Layout::V1 { tracking, .. } => tracking.clone(),
+            Layout::V2 { root } => vec![root.clone()],
+        };
+        hierarchies.iter().map(|mount| mount.join(&name).join(KEEPERS)).collect()
+    }
+
+    /// A container's folders; nothing is made yet.
+    pub fn container(&self, instance: &str, id: &str) -> Cgroup {
+        // The container's own name space of ids must not meet `keepers`.
+        let leaf = Path::new(&format!("gantry-{instance}")).join(format!("c-{id}"));
+        match self {
+            Layout::V1 { controllers, .. } => Cgroup::V1(
+                controllers.iter().map(|(name, mount)| (name.clone(), mount.join(&leaf))).collect(),
+            ),
+            Layout::V2 { root } => Cgroup::V2(root.join(leaf)),
+        }
+    }
+
+    /// Removes the containers' folders whose id is not in `kept`: what a crash left.
+    pub fn sweep(&self, instance: &str, kept: &[String]) -> io::Result<()> {
+        for dir in self.instance_dirs(instance) {
+            for entry in fs::read_dir(dir)?.flatten() {
+                let name = entry.file_name();
+                let id = name.to_str().and_then(|name| name.strip_prefix("c-"));
+                if id.is_some_and(|id| !kept.iter().any(|kept| kept == id)) {
+                    remove_tree(&entry.path())?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the instance's folders in every hierarchy, with whatever still runs in them.
+    pub fn destroy(&self, instance: &str) -> io::Result<()> {
+        for dir in self.instance_dirs(instance) {
+            remove_tree(&dir)?;
+        }
+        Ok(())
+    }
+}
+
+/// One container's folders.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Cgroup {
+    /// Controller and folder.
+    V1(Vec<(String, PathBuf)>),
+    V2(PathBuf),
+}
+
+/// Use of resources, from the cgroup's files.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// CPU time used so far.
+    pub cpu_usage_ns: u64,
+    pub memory_usage_bytes: u64,
+    /// Usage less inactive file pages, as kubelet computes it.
+    pub memory_working_set_bytes: u64,
+    pub memory_rss_bytes: u64,
+    /// 0: no limit.
+    pub memory_limit_bytes: u64,
+    pub pids: u64,
+}
+
+impl Cgroup {
+    fn dir(&self, controller: &str) -> Option<&Path> {
+        match self {
+            Cgroup::V1(dirs) => {
+                dirs.iter().find(|(name, _)| name == controller).map(|(_, dir)| dir.as_path())
+            }
+            Cgroup::V2(dir) => Some(dir),
+        }
+    }
+
+    /// Each folder once: controllers may share a mount.
+    fn dirs(&self) -> Vec<&Path> {
+        let mut dirs: Vec<&Path> = match self {
+            Cgroup::V1(dirs) => dirs.iter().map(|(_, dir)| dir.as_path()).collect(),
+            Cgroup::V2(dir) => vec![dir],
+        };
+        dirs.sort_unstable();
+        dirs.dedup();
+        dirs
+    }
+
+    /// Name below `/sys/fs/cgroup` and host folder of what the container is shown of itself on v1.
+    pub fn shown(&self) -> Vec<(String, PathBuf)> {
+        match self {
+            Cgroup::V1(dirs) => {
+                dirs.iter().filter(|(name, _)| name != "devices" && name != "freezer").cloned().collect()
+            }
+            Cgroup::V2(_) => Vec::new(),
+        }
+    }
+
+    /// Makes the folders and sets the limits.
+    pub fn create(&self, resources: &Resources, privileged: bool) -> io::Result<()> {
+        for dir in self.dirs() {
+            make(dir)?;
+        }
+        match self {
+            Cgroup::V1(_) => self.limit_v1(resources, privileged),
+            Cgroup::V2(dir) => limit_v2(dir, resources),
+        }
+    }
+
+    fn limit_v1(&self, resources: &Resources, privileged: bool) -> io::Result<()> {
+        let set = |controller: &str, file: &str, value: String| match self.dir(controller) {
+            Some(dir) => write(&dir.join(file), &value),
+            None => Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                format!("this machine has no {controller} cgroup controller to limit by"),
+            )),
+        };
+        if let Some(milli) = resources.cpu_request_milli {
+            set("cpu", "cpu.shares", shares(milli).to_string())?;
+        }
+        if let Some(milli) = resources.cpu_limit_milli.filter(|milli| *milli > 0) {
+            set("cpu", "cpu.cfs_period_us", CPU_PERIOD_US.to_string())?;
+            set("cpu", "cpu.cfs_quota_us", quota_us(milli).to_string())?;
+        }
+        if let Some(bytes) = resources.memory_limit_bytes.filter(|bytes| *bytes > 0) {
+            set("memory", "memory.limit_in_bytes", bytes.to_string())?;
+            // Swap accounting may be off; then there is nothing to limit.
+            let _ = set("memory", "memory.memsw.limit_in_bytes", bytes.to_string());
+        }
+        if let Some(pids) = resources.pids_limit.filter(|pids| *pids > 0) {
+            set("pids", "pids.max", pids.to_string())?;
+        }
+        if !privileged && self.dir("devices").is_some() {
+            set("devices", "devices.deny", "a".into())?;
+            for rule in DEVICES {
+                set("devices", "devices.allow", rule.into())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether opening of device nodes is controlled: not on v2, where that takes a BPF program.
+    pub fn controls_devices(&self) -> bool {
+        matches!(self, Cgroup::V1(_)) && self.dir("devices").is_some()
+    }
+
+    /// Moves the calling process in.
+    pub fn join(&self) -> io::Result<()> {
+        self.dirs().iter().try_for_each(|dir| write(&dir.join("cgroup.procs"), "0"))
+    }
+
+    /// How many processes the kernel killed here for want of memory.
+    pub fn oom_kills(&self) -> u64 {
+        let Some(dir) = self.dir("memory") else { return 0 };
+        let file = match self {
+            Cgroup::V1(_) => "memory.oom_control",
+            Cgroup::V2(_) => "memory.events",
+        };
+        field(&dir.join(file), "oom_kill").unwrap_or(0)
+    }
+
+    pub fn freeze(&self, frozen: bool) -> io::Result<()> {
+        match self {
+            Cgroup::V1(_) => {
+                let dir = self.dir("freezer").ok_or(io::ErrorKind::Unsupported)?;
+                write(&dir.join("freezer.state"), if frozen { "FROZEN" } else { "THAWED" })
+            }
+            Cgroup::V2(dir) => write(&dir.join("cgroup.freeze"), if frozen { "1" } else { "0" }),
+        }
+    }
+
+    pub fn stats(&self) -> io::Result<Stats> {
+        match self {
+            Cgroup::V1(_) => {
+                let dir =
+                    |controller| self.dir(controller).ok_or(io::Error::from(io::ErrorKind::Unsupported));
+                let memory = dir("memory")?;
+                let usage = number(&memory.join("memory.usage_in_bytes"))?;
+                let stat = fs::read_to_string(memory.join("memory.stat"))?;
+                let inactive = field_of(&stat, "total_inactive_file").unwrap_or(0);
+                // Without a limit the file holds a number near 2^63.
+                let limit =
+                    number(&memory.join("memory.limit_in_bytes")).ok().filter(|bytes| *bytes < 1 << 60);
+                Ok(Stats {
+                    cpu_usage_ns: number(&dir("cpuacct")?.join("cpuacct.usage"))?,
+                    memory_usage_bytes: usage,
+                    memory_working_set_bytes: usage.saturating_sub(inactive),
+                    memory_rss_bytes: field_of(&stat, "total_rss").unwrap_or(0),
+                    memory_limit_bytes: limit.unwrap_or(0),
+                    pids: dir("pids").and_then(|dir| number(&dir.join("pids.current"))).unwrap_or(0),
+                })
+            }
+            Cgroup::V2(dir) => {
+                let usage = number(&dir.join("memory.current")).unwrap_or(0);
+                let stat = fs::read_to_string(dir.join("memory.stat")).unwrap_or_default();
+                Ok(Stats {
+                    cpu_usage_ns: field(&dir.join("cpu.stat"), "usage_usec").unwrap_or(0) * 1000,
+                    memory_usage_bytes: usage,
+                    memory_working_set_bytes: usage
+                        .saturating_sub(field_of(&stat, "inactive_file").unwrap_or(0)),
+                    memory_rss_bytes: field_of(&stat, "anon").unwrap_or(0),
+                    memory_limit_bytes: number(&dir.join("memory.max")).unwrap_or(0),
+                    pids: number(&dir.join("pids.current")).unwrap_or(0),
+                })
+            }
+        }
+    }
+
+    /// Removes the folders, with whatever still runs in them.
+    pub fn remove(&self) -> io::Result<()> {
+        self.dirs().into_iter().try_for_each(remove_tree)
+    }
+}
+
+/// As runc's defaults: the harmless character devices, terminals, and the right to make nodes (not to open them).
+const DEVICES: [&str; 11] = [
+    "c *:* m",
+    "b *:* m",
+    "c 1:3 rwm",
+    "c 1:5 rwm",
+    "c 1:7 rwm",
+    "c 1:8 rwm",
+    "c 1:9 rwm",
+    "c 5:0 rwm",
+    "c 5:1 rwm",
+    "c 5:2 rwm",
+    "c 136:* rwm",
+];
+
+fn limit_v2(dir: &Path, resources: &Resources) -> io::Result<()> {
+    if let Some(milli) = resources.cpu_request_milli {
+        write(&dir.join("cpu.weight"), &weight(shares(milli)).to_string())?;
+    }
+    if let Some(milli) = resources.cpu_limit_milli.filter(|milli| *milli > 0) {
+        write(&dir.join("cpu.max"), &format!("{} {CPU_PERIOD_US}", quota_us(milli)))?;
+    }
+    if let Some(bytes) = resources.memory_limit_bytes.filter(|bytes| *bytes > 0) {
+        write(&dir.join("memory.max"), &bytes.to_string())?;
+        // Absent without swap accounting.
+        let _ = write(&dir.join("memory.swap.max"), "0");
+        // As kubelet: a container without one of its processes is no container.
+        let _ = write(&dir.join("memory.oom.group"), "1");
+    }
+    if let Some(pids) = resources.pids_limit.filter(|pids| *pids > 0) {
+        write(&dir.join("pids.max"), &pids.to_string())?;
+    }
+    Ok(())
+}
+
+/// As kubelet's MilliCPUToShares.
+fn shares(milli: u64) -> u64 {
+    (milli * 1024 / 1000).clamp(2, 262_144)
+}
+
+/// As runc maps v1 shares [2, 262144] to v2 weights [1, 10000].
+fn weight(shares: u64) -> u64 {
+    1 + (shares - 2) * 9999 / 262_142
+}
+
+/// Never below the kernel's least, 1 ms.
+fn quota_us(milli: u64) -> u64 {
+    (milli * CPU_PERIOD_US / 1000).max(1000)
+}
+
+fn make(dir: &Path) -> io::Result<()> {
+    match fs::create_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        result => result.map_err(|error| at(dir, error)),
+    }
+}
+
+fn write(file: &Path, value: &str) -> io::Result<()> {
+    fs::write(file, value).map_err(|error| at(file, error))
+}
+
+fn at(path: &Path, error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+}
+
+fn number(file: &Path) -> io::Result<u64> {
+    fs::read_to_string(file)?.trim().parse().map_err(|_| io::Error::from(io::ErrorKind::InvalidData))
+}
+
+fn field(file: &Path, name: &str) -> Option<u64> {
+    field_of(&fs::read_to_string(file).ok()?, name)
+}
+
+fn field_of(text: &str, name: &str) -> Option<u64> {
+    text.lines().find_map(|line| line.split_once(' ').filter(|(key, _)| *key == name)?.1.trim().parse().ok())
+}
+
+/// Removes a cgroup and those below it, killing what is inside. Leaves nothing, or says what stayed.
+fn remove_tree(dir: &Path) -> io::Result<()> {
+    match fs::remove_dir(dir) {
+        Ok(()) => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(_) => {}
+    }
+    // A dying process leaves its cgroup a moment after its parent has seen it end.
+    for attempt in 0..10u32 {
+        for entry in fs::read_dir(dir)?.flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                remove_tree(&entry.path())?;
+            }
+        }
+        for pid in fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default().lines() {
+            if let Some(pid) = pid.parse().ok().and_then(rustix::process::Pid::from_raw) {
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+        }
+        match fs::remove_dir(dir) {
+            Ok(()) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(_) => std::thread::sleep(Duration::from_millis(1 << attempt)),
+        }
+    }
+    fs::remove_dir(dir).map_err(|error| at(dir, error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HYBRID: &str = "\
+30 24 0:26 / /sys/fs/cgroup rw - tmpfs tmpfs rw,mode=755
+31 30 0:27 / /sys/fs/cgroup/cpu rw,relatime - cgroup cgroup rw,cpu,cpuacct
+32 30 0:28 / /sys/fs/cgroup/memory rw shared:5 - cgroup cgroup rw,memory
+33 30 0:29 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,xattr,name=systemd
+34 30 0:30 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw
+35 30 0:30 /elsewhere /bound rw - cgroup2 cgroup2 rw";
+
+    #[test]
+    fn a_hybrid_machine_is_v1_that_also_tracks() {
+        let layout = Layout::parse(HYBRID).unwrap();
+        let cgroup = layout.container("0123abcd", "web");
+        assert_eq!(cgroup.dir("cpuacct").unwrap(), Path::new("/sys/fs/cgroup/cpu/gantry-0123abcd/c-web"));
+        assert_eq!(cgroup.dirs().len(), 2, "controllers that share a mount share a folder");
+        assert_eq!(
+            layout.keepers_dirs("0123abcd"),
+            ["systemd", "unified"]
+                .map(|name| Path::new("/sys/fs/cgroup").join(name).join("gantry-0123abcd/keepers"))
+        );
+    }
+
+    #[test]
+    fn a_pure_v2_machine_has_one_folder() {
+        let layout = Layout::parse("29 24 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw").unwrap();
+        assert_eq!(
+            layout.container("0123abcd", "web"),
+            Cgroup::V2("/sys/fs/cgroup/gantry-0123abcd/c-web".into())
+        );
+        assert!(Layout::parse("").is_err());
+    }
+
+    #[test]
+    fn numbers_are_kubelets_and_runcs() {
+        assert_eq!((shares(0), shares(1000), shares(100)), (2, 1024, 102));
+        assert_eq!((weight(2), weight(1024), weight(262_144)), (1, 39, 10000));
+        assert_eq!((quota_us(1500), quota_us(1)), (150_000, 1000));
+    }
+}

@@ -1,0 +1,292 @@
+//! The short-lived child in which libcontainer makes the container.
+//!
+//! Making a container forks, changes directory and alters the process (oom_score_adj, dumpable), so it is done in a
+//! child, never in the keeper. The child has a mount namespace of its own: nothing that it mounts is ever seen by
+//! the machine, and nothing has to be unmounted.
+
+use std::ffi::CString;
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::path::Path;
+
+use libcontainer::container::builder::ContainerBuilder;
+use libcontainer::syscall::syscall::SyscallType;
+use nix::libc;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
+use nix::unistd::ForkResult;
+use rustix::fs::{CWD, Gid, Mode, OFlags, Uid};
+use rustix::mount::{OpenTreeFlags, open_tree};
+use rustix::pipe::{PipeFlags, pipe_with};
+
+use super::finish::Finish;
+use super::{make_fifo, open_fifo};
+use crate::bundle::{self, Record};
+use crate::seccomp::Filter;
+use crate::spec::{Rlimit, Seccomp};
+use crate::{cgroup::Cgroup, rootfs};
+
+/// Where libcgroups looks for hierarchies.
+const CGROUP_ROOT: &str = "/sys/fs/cgroup";
+/// What a report or an exec error may have: one atomic write to a pipe.
+pub const MAX_REPORT_BYTES: usize = 4000;
+
+/// The child, while it works.
+pub struct Making {
+    /// Readable when it has reported or ended.
+    pub report: OwnedFd,
+    child: i32,
+}
+
+/// Both ends of the container's standard streams.
+pub struct Stdio {
+    /// stdin, stdout, stderr as the container has them.
+    pub container: [OwnedFd; 3],
+    pub outputs: [Option<OwnedFd>; 2],
+    pub stdin: Option<OwnedFd>,
+}
+
+/// FIFOs in the bundle. The container's outputs are open for reading too: its own read end keeps them alive when
+/// the keeper dies, and lets the next keeper open them again.
+pub fn pipes(record: &Record) -> io::Result<Stdio> {
+    let user = &record.spec.user;
+    let owner = (Some(Uid::from_raw(user.uid)), Some(Gid::from_raw(user.gid)));
+    let output = |name| {
+        make_fifo(name)?;
+        let reader = open_fifo(name, OFlags::RDONLY)?;
+        let container = rustix::fs::open(name, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+        // So that the program can open /dev/stdout.
+        rustix::fs::fchown(&container, owner.0, owner.1)?;
+        io::Result::Ok((reader, container))
+    };
+    let (stdout, container_stdout) = output("stdout")?;
+    let (stderr, container_stderr) = output("stderr")?;
+    let (stdin, container_stdin) = if record.spec.stdin {
+        make_fifo("stdin")?;
+        let writer = open_fifo("stdin", OFlags::RDWR)?;
+        let container = rustix::fs::open("stdin", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        rustix::fs::fchown(&container, owner.0, owner.1)?;
+        (Some(writer), container)
+    } else {
+        (None, rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
+    };
+    Ok(Stdio {
+        container: [container_stdin, container_stdout, container_stderr],
+        outputs: [Some(stdout), Some(stderr)],
+        stdin,
+    })
+}
+
+/// A terminal; it hangs up when the keeper dies, as a terminal does.
+pub fn terminal(record: &Record) -> io::Result<Stdio> {
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+    let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
+    grantpt(&master)?;
+    unlockpt(&master)?;
+    let name = ptsname(&master, Vec::new())?;
+    let slave = rustix::fs::open(&*name, OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::fs::fchown(&slave, Some(Uid::from_raw(record.spec.user.uid)), None)?;
+    rustix::fs::fcntl_setfl(&master, OFlags::RDWR | OFlags::NONBLOCK)?;
+    let stdin = rustix::io::fcntl_dupfd_cloexec(&master, 3)?;
+    let copy = || rustix::io::fcntl_dupfd_cloexec(&slave, 3);
+    Ok(Stdio { container: [copy()?, copy()?, copy()?], outputs: [Some(master), None], stdin: Some(stdin) })
+}
+
+/// Forks the child. Returns it, and the pipe that tells of execve: closed by success, else the reason.
+pub fn fork(record: &Record, stdio: [OwnedFd; 3]) -> io::Result<(Making, OwnedFd)> {
+    let (report, report_writer) = pipe_with(PipeFlags::CLOEXEC)?;
+    let (executed, executed_writer) = pipe_with(PipeFlags::CLOEXEC)?;
+    rustix::fs::fcntl_setfl(&executed, OFlags::NONBLOCK)?;
+    // SAFETY: the keeper has one thread, so the child may go on like an ordinary process.
+    match unsafe { nix::unistd::fork()? } {
+        ForkResult::Parent { child } => Ok((Making { report, child: child.as_raw() }, executed)),
+        ForkResult::Child => {
+            let mut kept: Vec<RawFd> = stdio.iter().map(AsRawFd::as_raw_fd).collect();
+            kept.extend([report_writer.as_raw_fd(), executed_writer.as_raw_fd()]);
+            close_all_but(kept);
+            let report = match run(record, stdio, executed_writer.as_raw_fd()) {
+                Ok(pid) => pid.to_string(),
+                Err(reason) => format!("!{reason}"),
+            };
+            let _ =
+                rustix::io::write(&report_writer, &report.as_bytes()[..report.len().min(MAX_REPORT_BYTES)]);
+            // SAFETY: ends the process; nothing of the keeper's is to be run or flushed here.
+            unsafe { libc::_exit(0) }
+        }
+    }
+}
+
+impl Making {
+    /// The container's pid, or why there is none.
+    pub fn finish(self) -> Result<i32, String> {
+        let mut buffer = [0; MAX_REPORT_BYTES];
+        let read = rustix::io::read(&self.report, &mut buffer[..]).unwrap_or(0);
+        let mut status = 0;
+        // It ends right after its report; the container becomes the keeper's child by that.
+        // SAFETY: `status` is writable and lives across the call.
+        unsafe { libc::waitpid(self.child, &mut status, 0) };
+        let report = String::from_utf8_lossy(&buffer[..read]);
+        match report.strip_prefix('!') {
+            Some(reason) => Err(reason.to_owned()),
+            None => report.parse().map_err(|_| format!("its maker ended with wait status {status:#x}")),
+        }
+    }
+}
+
+/// The container's first process would hold what it inherits until it executes the program.
+fn close_all_but(mut kept: Vec<RawFd>) {
+    kept.extend([0, 1, 2]);
+    kept.sort_unstable();
+    let close = |first: RawFd, last: RawFd| {
+        if first <= last {
+            // SAFETY: closes descriptors that only code of the keeper, which does not run here, would use.
+            unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+        }
+    };
+    let mut next = 0;
+    for fd in kept {
+        close(next, fd - 1);
+        next = fd + 1;
+    }
+    close(next, RawFd::MAX);
+}
+
+/// Names the step that failed.
+fn step<T, E: std::fmt::Display>(what: &str, result: Result<T, E>) -> Result<T, String> {
+    result.map_err(|error| format!("{what}: {error}"))
+}
+
+fn run(record: &Record, stdio: [OwnedFd; 3], executed: RawFd) -> Result<i32, String> {
+    let spec = &record.spec;
+    step("clear supplementary groups", rustix::thread::set_thread_groups(&[]))?;
+    if let Some(score) = spec.oom_score_adj {
+        // Best effort: lowering it takes a capability that even root may lack.
+        let _ = fs::write("/proc/self/oom_score_adj", score.to_string());
+    }
+    for limit in &spec.rlimits {
+        set_rlimit(limit);
+    }
+    step("make cgroups", record.cgroup.create(&spec.resources, spec.privileged))?;
+    step("join cgroups", record.cgroup.join())?;
+    step("leave the machine's mount namespace", leave_mount_namespace())?;
+    let shown = if spec.mounts.iter().any(|mount| mount.target == Path::new(CGROUP_ROOT)) {
+        Vec::new()
+    } else {
+        step("look at cgroups", show(&record.cgroup))?
+    };
+    step("hide cgroups", hide_cgroups())?;
+    let root = step("mount root", rootfs::mount(spec, record.skeleton))?;
+    let config = bundle::config(record, &root);
+    step("write config.json", bundle::write_json(&spec.bundle, "config.json", &config))?;
+    let oci = spec.bundle.join(bundle::OCI);
+    step("make folder oci", fs::create_dir(&oci))?;
+    let finish = Finish {
+        program: Default::default(),
+        args: strings(spec.args.iter().cloned()),
+        env: strings(spec.env.iter().map(|(name, value)| format!("{name}={value}"))),
+        path: spec
+            .env
+            .iter()
+            .find(|(name, _)| name == "PATH")
+            .map(|(_, value)| value.clone())
+            .unwrap_or_default(),
+        filter: (spec.seccomp == Seccomp::RuntimeDefault && !spec.privileged)
+            .then(|| Filter::runtime_default(record.capabilities)),
+        capabilities: record.capabilities,
+        cgroups: shown,
+        cgroup_v2: matches!(record.cgroup, Cgroup::V2(_)),
+        tty: spec.tty,
+        executed,
+    };
+    let [stdin, stdout, stderr] = stdio;
+    let container = ContainerBuilder::new(bundle::OCI_ID.to_owned(), SyscallType::Linux)
+        .with_root_path(oci)
+        .map_err(chain)?
+        .with_executor(finish)
+        .with_stdin(stdin)
+        .with_stdout(stdout)
+        .with_stderr(stderr)
+        .as_init(&spec.bundle)
+        .with_systemd(false)
+        .with_detach(true)
+        .build()
+        .map_err(chain)?;
+    container.pid().map(|pid| pid.as_raw()).ok_or_else(|| "no process".to_owned())
+}
+
+/// NUL bytes were refused before the keeper was started.
+fn strings(values: impl Iterator<Item = String>) -> Vec<CString> {
+    values.filter_map(|value| CString::new(value).ok()).collect()
+}
+
+/// An error with its causes; libcontainer's often say the same twice.
+fn chain(error: impl std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// Best effort: raising a hard limit takes a capability that even root may lack.
+fn set_rlimit(limit: &Rlimit) {
+    let Some(resource) = crate::create::rlimit(&limit.name) else { return };
+    let wanted = libc::rlimit { rlim_cur: limit.soft.min(limit.hard), rlim_max: limit.hard };
+    // SAFETY: both structs live across the calls.
+    unsafe {
+        if libc::setrlimit(resource, &wanted) != 0 {
+            let mut now = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+            if libc::getrlimit(resource, &mut now) == 0 {
+                now.rlim_cur = limit.soft.min(now.rlim_max);
+                libc::setrlimit(resource, &now);
+            }
+        }
+    }
+}
+
+/// A mount namespace of our own that hears of the machine's mounts and never the other way round.
+fn leave_mount_namespace() -> io::Result<()> {
+    let machine = fs::read_link("/proc/self/ns/mnt")?;
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    if fs::read_link("/proc/self/ns/mnt")? == machine {
+        return Err(io::Error::other("still in the machine's mount namespace"));
+    }
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_SLAVE, None::<&str>)?;
+    Ok(())
+}
+
+/// Copies of the container's own cgroup folders, to be mounted in it: the Go runtime reads its CPU limit there.
+fn show(cgroup: &Cgroup) -> io::Result<Vec<(String, RawFd)>> {
+    let clone = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    cgroup
+        .shown()
+        .into_iter()
+        .map(|(name, dir)| {
+            let tree = open_tree(CWD, &dir, clone)?;
+            let fd = tree.as_raw_fd();
+            // The container's first process, a descendant, inherits it, and execve closes it.
+            std::mem::forget(tree);
+            Ok((name, fd))
+        })
+        .collect()
+}
+
+/// libcontainer joins every hierarchy that it finds, slowly and once more; it finds none.
+fn hide_cgroups() -> io::Result<()> {
+    // More than one may be stacked there.
+    for _ in 0..8 {
+        match umount2(CGROUP_ROOT, MntFlags::MNT_DETACH) {
+            Ok(()) => {}
+            Err(nix::Error::EINVAL) => break,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    mount(Some("tmpfs"), CGROUP_ROOT, Some("tmpfs"), MsFlags::empty(), Some("size=0"))?;
+    Ok(())
+}

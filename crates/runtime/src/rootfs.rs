@@ -1,0 +1,252 @@
+//! The root that a container sees: an image's tree, which is never written to, and what must be laid over it.
+//!
+//! Mount points that the image lacks (a scratch image has no `/proc`) are made in a skeleton, a second read-only
+//! layer in the bundle. Folders that both have take their mode and owner from the image.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::path::{Component, Path, PathBuf};
+
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, fsconfig_create, fsconfig_set_flag,
+    fsconfig_set_string, fsmount, fsopen, move_mount,
+};
+
+use crate::bundle;
+use crate::create::Error;
+use crate::spec::{Access, Spec};
+
+/// As the kernel's limit on links in one path (path_resolution(7)).
+const MAX_LINKS: usize = 40;
+
+/// Makes what the child mounts later; tells whether there is a skeleton.
+pub fn prepare(spec: &Spec) -> Result<bool, Error> {
+    let tree = &spec.rootfs.tree;
+    let skeleton = spec.bundle.join(bundle::SKELETON);
+    let mut made = false;
+    let mut mounted: Vec<PathBuf> = Vec::new();
+    let mut wanted = bundle::targets(spec);
+    if !spec.cwd.as_os_str().is_empty() {
+        wanted.push((spec.cwd.clone(), true));
+    }
+    for (target, is_dir) in wanted {
+        if !target.is_absolute() || target.components().any(|part| part == Component::ParentDir) {
+            return Err(Error::MountTarget(target));
+        }
+        let place =
+            resolve(tree, &target).map_err(|source| Error::io("look up", tree.join(&target), source))?;
+        // Inside of what is mounted before, libcontainer makes the mount point when it is there.
+        if mounted.iter().any(|above| place.starts_with(above)) {
+            continue;
+        }
+        let inside = tree.join(&place);
+        match fs::symlink_metadata(&inside) {
+            Ok(metadata) if metadata.is_dir() == is_dir => {}
+            Ok(_) => return Err(Error::MountPoint { target, found: place }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                make(tree, &skeleton, &place, is_dir)
+                    .map_err(|source| Error::io("make mount point", skeleton.join(&place), source))?;
+                made = true;
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
+                return Err(Error::MountPoint { target, found: place });
+            }
+            Err(source) => return Err(Error::io("look up", inside, source)),
+        }
+        if target != spec.cwd {
+            mounted.push(place);
+        }
+    }
+    let overlay = made || spec.rootfs.access == Access::Overlay;
+    let mut dirs = Vec::new();
+    if overlay {
+        dirs.push(bundle::ROOTFS);
+    }
+    if spec.rootfs.access == Access::Overlay {
+        dirs.extend(["upper", "work"]);
+    }
+    for name in dirs {
+        let dir = spec.bundle.join(name);
+        fs::create_dir(&dir).map_err(|source| Error::io("make folder", dir, source))?;
+    }
+    if spec.rootfs.access == Access::Overlay {
+        like(tree, &spec.bundle.join("upper"))
+            .map_err(|source| Error::io("take the mode of", tree, source))?;
+    }
+    Ok(made)
+}
+
+/// Mounts the root, in the caller's private mount namespace, and tells where.
+pub fn mount(spec: &Spec, skeleton: bool) -> io::Result<PathBuf> {
+    let tree = &spec.rootfs.tree;
+    if !skeleton && spec.rootfs.access == Access::ReadOnly {
+        return Ok(tree.clone());
+    }
+    let mut lower = OsString::new();
+    if skeleton {
+        lower.push(escape(&spec.bundle.join(bundle::SKELETON)));
+        lower.push(":");
+    }
+    lower.push(escape(tree));
+    let options = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_set_string(options.as_fd(), "source", "overlay")?;
+    let mut attributes = MountAttrFlags::MOUNT_ATTR_NODEV;
+    if spec.rootfs.access == Access::Overlay {
+        fsconfig_set_string(options.as_fd(), "lowerdir", lower.as_os_str())?;
+        fsconfig_set_string(options.as_fd(), "upperdir", spec.bundle.join("upper").as_os_str())?;
+        fsconfig_set_string(options.as_fd(), "workdir", spec.bundle.join("work").as_os_str())?;
+        // What a container wrote never outlives it, so there is nothing to sync.
+        fsconfig_set_flag(options.as_fd(), "volatile")?;
+    } else {
+        if !skeleton {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        fsconfig_set_string(options.as_fd(), "lowerdir", lower.as_os_str())?;
+        attributes |= MountAttrFlags::MOUNT_ATTR_RDONLY;
+    }
+    if spec.privileged {
+        attributes -= MountAttrFlags::MOUNT_ATTR_NODEV;
+    }
+    fsconfig_create(options.as_fd())?;
+    let mounted = fsmount(options.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
+    let root = spec.bundle.join(bundle::ROOTFS);
+    move_mount(mounted.as_fd(), "", rustix::fs::CWD, &root, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+    Ok(root)
+}
+
+/// mount_setattr(2), which rustix does not have.
+pub fn set_attributes(mount: BorrowedFd<'_>, attributes: MountAttrFlags) -> io::Result<()> {
+    use nix::libc;
+    let attributes = libc::mount_attr {
+        attr_set: u64::from(attributes.bits()),
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: 0,
+    };
+    // SAFETY: an empty path with AT_EMPTY_PATH means the descriptor; the struct lives across the call.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Overlayfs separates lower folders by colons; `\` escapes.
+fn escape(path: &Path) -> OsString {
+    let mut escaped = Vec::new();
+    for &byte in path.as_os_str().as_bytes() {
+        if byte == b':' || byte == b'\\' {
+            escaped.push(b'\\');
+        }
+        escaped.push(byte);
+    }
+    std::os::unix::ffi::OsStringExt::from_vec(escaped)
+}
+
+/// Where `path` leads inside `root`, links followed as if `root` were `/`; what is missing is kept as it is.
+/// The result is relative to `root`.
+pub fn resolve(root: &Path, path: &Path) -> io::Result<PathBuf> {
+    let mut pending: Vec<OsString> = parts(path).rev().collect();
+    let (mut resolved, mut links) = (PathBuf::new(), 0);
+    while let Some(part) = pending.pop() {
+        if part == ".." {
+            resolved.pop();
+            continue;
+        }
+        let next = resolved.join(&part);
+        match fs::read_link(root.join(&next)) {
+            Ok(to) => {
+                links += 1;
+                if links > MAX_LINKS {
+                    return Err(io::Error::from_raw_os_error(nix::libc::ELOOP));
+                }
+                if to.is_absolute() {
+                    resolved = PathBuf::new();
+                }
+                pending.extend(parts(&to).rev());
+            }
+            Err(_) => resolved = next,
+        }
+    }
+    Ok(resolved)
+}
+
+fn parts(path: &Path) -> impl DoubleEndedIterator<Item = OsString> + '_ {
+    path.components().filter_map(|part| match part {
+        Component::Normal(name) => Some(name.to_owned()),
+        Component::ParentDir => Some("..".into()),
+        _ => None,
+    })
+}
+
+/// Makes `place` below the skeleton, and the folders above it as the image has them.
+fn make(tree: &Path, skeleton: &Path, place: &Path, is_dir: bool) -> io::Result<()> {
+    let mut at = PathBuf::new();
+    let last = place.components().count();
+    make_dir(tree, skeleton)?;
+    for (index, part) in place.components().enumerate() {
+        at.push(part);
+        let path = skeleton.join(&at);
+        if index + 1 == last && !is_dir {
+            fs::File::create(&path)?;
+        } else {
+            make_dir(&tree.join(&at), &path)?;
+        }
+    }
+    Ok(())
+}
+
+fn make_dir(model: &Path, path: &Path) -> io::Result<()> {
+    match fs::create_dir(path) {
+        Ok(()) => like(model, path),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Gives `path` the mode and owner of `model`, if there is such a folder; else 0755 and root.
+fn like(model: &Path, path: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(model) {
+        Ok(metadata) if metadata.is_dir() => {
+            chown(path, Some(metadata.uid()), Some(metadata.gid()))?;
+            fs::set_permissions(path, metadata.permissions())
+        }
+        _ => fs::set_permissions(path, fs::Permissions::from_mode(0o755)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn links_are_followed_inside_the_root_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        fs::create_dir_all(root.join("run/x")).unwrap();
+        fs::create_dir(root.join("var")).unwrap();
+        symlink("/run", root.join("var/run")).unwrap();
+        symlink("../../../../run/x", root.join("up")).unwrap();
+        symlink("loop", root.join("loop")).unwrap();
+        assert_eq!(resolve(root, Path::new("/var/run/secrets/a")).unwrap(), Path::new("run/secrets/a"));
+        assert_eq!(resolve(root, Path::new("/up/y")).unwrap(), Path::new("run/x/y"));
+        assert_eq!(resolve(root, Path::new("/../etc")).unwrap(), Path::new("etc"));
+        assert!(resolve(root, Path::new("/loop")).is_err());
+    }
+
+    #[test]
+    fn colons_in_a_path_do_not_split_it() {
+        assert_eq!(escape(Path::new("/a:b\\c")), r"/a\:b\\c");
+    }
+}
