@@ -81,7 +81,7 @@ fn prepare(pod: &mut Value, old: Option<&Value>) {
                     "reason": "SchedulingGated",
                     "message": "Scheduling is blocked due to non-empty scheduling gates",
                     "lastProbeTime": null,
-                    "lastTransitionTime": null,
+                    "lastTransitionTime": tree::at(pod, "/metadata/creationTimestamp"),
                 }]);
             }
             tree::set(pod, "status", status);

@@ -336,9 +336,12 @@ fn node_ports(object: &mut Value, old: Option<&Value>, allocator: &mut dyn Alloc
 fn failed(path: &str, value: Value, what: &str, error: &AllocateError) -> Error {
     match error {
         AllocateError::Full => Error::internal(path, format!("failed to allocate a {what}: {error}")),
-        AllocateError::Taken(_) | AllocateError::OutOfRange { .. } => {
-            Error::invalid(path, value, error.to_string())
-        }
+        AllocateError::Taken(_) => Error::invalid(path, value, error.to_string()),
+        AllocateError::OutOfRange { range, .. } => Error::invalid(
+            path,
+            value,
+            format!("provided {what} is not in the valid range. The range of valid {what}s is {range}"),
+        ),
     }
 }
 
