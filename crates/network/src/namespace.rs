@@ -15,7 +15,7 @@ const NAMESPACE_FILE_SYSTEM: i64 = 0x6e73_6673;
 
 /// Whether `path` is a namespace that is mounted there.
 pub(crate) fn is_mounted(path: &Path) -> bool {
-    rustix::fs::statfs(path).is_ok_and(|found| found.f_type as i64 == NAMESPACE_FILE_SYSTEM)
+    rustix::fs::statfs(path).is_ok_and(|found| found.f_type == NAMESPACE_FILE_SYSTEM)
 }
 
 /// Moves the calling thread into the namespace at `path`.
