@@ -146,6 +146,7 @@ fn quantity(value: &mut Value) {
     let text = match &*value {
         Value::String(text) => text.clone(),
         Value::Number(number) => number.to_string(),
+        Value::Null => "0".to_owned(),
         _ => return,
     };
     if let Ok(parsed) = text.parse::<Quantity>() {

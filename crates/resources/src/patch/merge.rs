@@ -22,7 +22,7 @@ pub fn apply(object: &Value, body: &[u8]) -> Result<Patched, Error> {
 
 fn lay_over(target: &mut Value, patch: Value) {
     let Value::Object(patch) = patch else {
-        *target = patch;
+        *target = without_nulls(patch);
         return;
     };
     if !target.is_object() {
@@ -35,5 +35,16 @@ fn lay_over(target: &mut Value, patch: Value) {
         } else {
             lay_over(map.entry(key).or_insert(Value::Null), value);
         }
+    }
+}
+
+/// Objects in lists have no target, so their nulls remove nothing and go.
+fn without_nulls(value: Value) -> Value {
+    match value {
+        Value::Array(items) => items.into_iter().map(without_nulls).collect(),
+        Value::Object(map) => Value::Object(
+            map.into_iter().filter(|(_, v)| !v.is_null()).map(|(k, v)| (k, without_nulls(v))).collect(),
+        ),
+        scalar => scalar,
     }
 }

@@ -16,7 +16,7 @@ pub fn apply(schema: &'static Schema, object: &Value, body: &[u8]) -> Result<Pat
     let decoded = schema::decode_free(body).map_err(|e| Error::BadRequest(e.to_string()))?;
     let Value::Object(patch) = decoded.object else {
         return Err(Error::BadRequest(
-            "json: cannot unmarshal value into Go value of type map[string]interface {}".to_owned(),
+            "json: cannot unmarshal array into Go value of type map[string]interface {}".to_owned(),
         ));
     };
     let shown = crate::field::go_value(&Value::Object(patch.clone()));
@@ -186,17 +186,25 @@ fn set_orders(original: &mut Object, patch: &mut Object, place: Place<'_>) -> Re
 
 /// The patch's items must stand in the order that it asks for.
 fn check_order(items: &[Value], order: &[Value], key: Option<&str>) -> Result<(), Error> {
-    if order.is_empty() {
-        return Ok(());
-    }
-    let mut wanted = order.iter();
-    for item in items.iter().filter(|i| i.get(DIRECTIVE).is_none()) {
-        if !wanted.any(|w| same(w, item, key)) {
-            return Err(Error::Unclassified(format!(
-                "The order in patch list:\n{}\n doesn't match $setElementOrder list:\n{}\n",
-                crate::field::go_value(&Value::Array(items.to_vec())),
-                crate::field::go_value(&Value::Array(order.to_vec()))
-            )));
+    let items: Vec<&Value> =
+        items.iter().filter(|i| i.get(DIRECTIVE).is_none_or(|d| d != "delete")).collect();
+    let (mut at, mut wanted) = (0, order.iter());
+    // An item that directs is skipped only while there is an order left to compare with, as Kubernetes does.
+    while at < items.len() && !order.is_empty() {
+        if wanted.len() > 0 && items[at].get(DIRECTIVE).is_some() {
+            at += 1;
+            continue;
+        }
+        match wanted.next() {
+            Some(name) if same(name, items[at], key) => at += 1,
+            Some(_) => {}
+            None => {
+                return Err(Error::Unclassified(format!(
+                    "The order in patch list:\n{}\n doesn't match $setElementOrder list:\n{}\n",
+                    crate::field::go_value(&items.iter().map(|i| (*i).clone()).collect()),
+                    crate::field::go_value(&Value::Array(order.to_vec()))
+                )));
+            }
         }
     }
     Ok(())
