@@ -358,15 +358,33 @@ fn base64_error(error: &base64::DecodeError) -> String {
     format!("illegal base64 data at input byte {at}")
 }
 
-fn time_error(expect: Expect<'_>, text: &str) -> Option<String> {
-    if text.parse::<Timestamp>().is_ok() {
-        return None;
+/// Where the fraction of a second stands in RFC 3339.
+const FRACTION: usize = "2006-01-02T15:04:05".len();
+
+/// A MicroTime has six digits after the second, no more and no fewer.
+fn fraction_error(text: &str) -> Option<(&str, &'static str)> {
+    let rest = text.get(FRACTION..).unwrap_or_default();
+    let digits = rest.strip_prefix('.').map_or(0, |r| r.bytes().take_while(u8::is_ascii_digit).count());
+    match digits {
+        6 => None,
+        7.. => Some((&rest[7..], "Z07:00")),
+        _ => Some((rest, ".000000")),
     }
+}
+
+fn time_error(expect: Expect<'_>, text: &str) -> Option<String> {
     let micro = matches!(expect, Expect::Type(Type::MicroTime));
     let layout = if micro { "2006-01-02T15:04:05.000000Z07:00" } else { "2006-01-02T15:04:05Z07:00" };
-    // Go names the part of the layout at which it stopped.
-    let year = text.len() >= 4 && text.as_bytes()[..4].iter().all(u8::is_ascii_digit);
-    let (rest, part) = if year { (&text[4..], "-") } else { (text, "2006") };
+    let (rest, part) = if text.parse::<Timestamp>().is_ok() {
+        if !micro {
+            return None;
+        }
+        fraction_error(text)?
+    } else {
+        // Go names the part of the layout at which it stopped.
+        let year = text.len() >= 4 && text.as_bytes()[..4].iter().all(u8::is_ascii_digit);
+        if year { (&text[4..], "-") } else { (text, "2006") }
+    };
     Some(format!(
         "parsing time {} as {}: cannot parse {} as {}",
         quote(text),
