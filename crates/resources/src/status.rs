@@ -157,11 +157,19 @@ pub struct Status {
     pub message: String,
     /// More, for a program.
     pub details: Option<Box<Details>>,
+    /// With 410 for a page: a token that goes on from where the page would have been.
+    pub continuation: String,
 }
 
 impl Status {
     fn new(reason: Reason, message: impl Into<String>) -> Self {
-        Status { code: reason.code(), reason, message: message.into(), details: None }
+        Status {
+            code: reason.code(),
+            reason,
+            message: message.into(),
+            details: None,
+            continuation: String::new(),
+        }
     }
 
     fn about(mut self, target: Target<'_>) -> Self {
@@ -382,6 +390,9 @@ impl Status {
             "status": "Failure",
             "code": self.code,
         });
+        if !self.continuation.is_empty() {
+            object["metadata"]["continue"] = self.continuation.clone().into();
+        }
         if !self.message.is_empty() {
             object["message"] = self.message.clone().into();
         }

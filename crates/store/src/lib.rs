@@ -123,6 +123,7 @@ pub struct Store {
 pub(crate) struct Shared {
     state: RwLock<Snapshot>,
     rings: Rings,
+    reached: tokio::sync::watch::Sender<Revision>,
 }
 
 impl Shared {
@@ -136,8 +137,10 @@ impl Shared {
 
     /// Shows a committed state. The events lie in the rings before: who sees the revision finds them.
     pub(crate) fn publish(&self, next: Snapshot, events: Vec<Event>) {
+        let revision = next.revision;
         let touched = self.rings.append(events);
         *self.state.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = next;
+        self.reached.send_replace(revision);
         for ring in touched {
             ring.wake();
         }
@@ -172,6 +175,7 @@ impl Store {
         let shared = Arc::new(Shared {
             state: RwLock::new(Snapshot { entries, revision }),
             rings: Rings::new(revision, options.ring_events, options.ring_bytes),
+            reached: tokio::sync::watch::Sender::new(revision),
         });
         let (commands, queue) = mpsc::channel(options.queue);
         let owner = owner::Owner::new(disk, shared.clone());
@@ -203,6 +207,17 @@ impl Store {
     /// The present state's revision.
     pub fn revision(&self) -> Revision {
         self.shared.revision()
+    }
+
+    /// Waits until the store has reached a revision.
+    pub async fn reached(&self, revision: Revision) {
+        // The sender lives as long as this handle.
+        let _ = self.shared.reached.subscribe().wait_for(|present| *present >= revision).await;
+    }
+
+    /// Whether writes are still taken.
+    pub fn is_open(&self) -> bool {
+        !self.commands.is_closed()
     }
 
     /// The entry of `key`.

@@ -1,0 +1,112 @@
+//! OpenAPI: one document for each group and version, encoded when it is first asked for.
+
+use std::collections::BTreeMap;
+use std::sync::OnceLock;
+
+use axum::body::Body;
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use resources::status::Status;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use crate::discovery;
+use crate::negotiate::{self, Accepted};
+use crate::query::Query;
+use crate::respond;
+
+/// The documents by their path below `/openapi/v3/`.
+pub(crate) struct Documents(BTreeMap<String, Document>);
+
+struct Document {
+    group: &'static str,
+    version: &'static str,
+    encoded: OnceLock<Encoded>,
+}
+
+struct Encoded {
+    bytes: Bytes,
+    hash: String,
+}
+
+impl Document {
+    fn encoded(&self) -> &Encoded {
+        self.encoded.get_or_init(|| {
+            let document = resources::openapi::document(self.group, self.version);
+            let bytes = serde_json::to_vec(&document).unwrap_or_default();
+            Encoded { hash: hex::encode_upper(Sha256::digest(&bytes)), bytes: bytes.into() }
+        })
+    }
+}
+
+/// Stands in the index for a document's content: what is compiled in decides it.
+fn fingerprint(path: &str) -> String {
+    let mut hash = Sha256::new();
+    hash.update(env!("CARGO_PKG_VERSION"));
+    hash.update(path);
+    for kind in resources::KINDS {
+        hash.update(kind.schema);
+        hash.update(format!("{:?}{:?}", kind.verbs, kind.subresources));
+    }
+    hex::encode_upper(hash.finalize())
+}
+
+impl Documents {
+    pub(crate) fn new() -> Self {
+        let of = |(path, group, version)| (path, Document { group, version, encoded: OnceLock::new() });
+        Documents(discovery::version_paths().into_iter().map(of).collect())
+    }
+
+    /// `/openapi/v3`.
+    pub(crate) fn index(&self, headers: &HeaderMap) -> Result<Response<Body>, Status> {
+        let accepted = negotiate::accept(headers, &Query::default()).unwrap_or(Accepted::PLAIN);
+        let paths: serde_json::Map<String, Value> = self
+            .0
+            .keys()
+            .map(|path| {
+                // The hash must not cost the document's encoding, which most clients never ask for.
+                let url = format!("/openapi/v3/{path}?hash={}", fingerprint(path));
+                (path.clone(), json!({ "serverRelativeURL": url }))
+            })
+            .collect();
+        Ok(respond::value(accepted, StatusCode::OK, &json!({ "paths": paths })))
+    }
+
+    /// `/openapi/v3/<path>`.
+    pub(crate) fn document(
+        &self,
+        path: &str,
+        headers: &HeaderMap,
+        query: &Query,
+    ) -> Result<Response<Body>, Status> {
+        let document = self.0.get(path).ok_or_else(Status::path_not_found)?;
+        let json = negotiate::clauses(headers)
+            .iter()
+            .all(|clause| !matches!(clause.kind, "application/json" | "application/*" | "*/*"));
+        if json && headers.contains_key(header::ACCEPT) {
+            return Err(Status::not_acceptable(&[negotiate::JSON]));
+        }
+        let encoded = document.encoded();
+        let tag = HeaderValue::from_str(&format!("\"{}\"", encoded.hash));
+        let known =
+            matches!((&tag, headers.get(header::IF_NONE_MATCH)), (Ok(tag), Some(asked)) if tag == asked);
+        let mut response = if known {
+            respond::bytes(StatusCode::NOT_MODIFIED, negotiate::JSON, Body::empty())
+        } else {
+            respond::bytes(StatusCode::OK, negotiate::JSON, encoded.bytes.clone())
+        };
+        if let Ok(tag) = tag {
+            response.headers_mut().insert(header::ETAG, tag);
+        }
+        if query.get("hash") == fingerprint(path) {
+            let forever = HeaderValue::from_static("public, immutable");
+            response.headers_mut().insert(header::CACHE_CONTROL, forever);
+        }
+        Ok(response)
+    }
+}
+
+/// `/openapi/v2` is not served: 404 sends clients to v3.
+pub(crate) fn v2(_headers: &HeaderMap) -> Result<Response<Body>, Status> {
+    Err(Status::path_not_found())
+}
