@@ -16,6 +16,8 @@ use crate::spec::Resources;
 
 /// Period of the hard CPU limit, as kubelet's default.
 const CPU_PERIOD_US: u64 = 100_000;
+/// A millisecond apart.
+const FREEZE_ATTEMPTS: u32 = 1000;
 /// The folder that keepers are in.
 const KEEPERS: &str = "keepers";
 
@@ -277,14 +279,34 @@ impl Cgroup {
         field(&dir.join(file), "oom_kill").unwrap_or(0)
     }
 
+    /// Stops or resumes every process; returns when it is so.
     pub fn freeze(&self, frozen: bool) -> io::Result<()> {
-        match self {
+        let (file, value, is_done): (_, _, Box<dyn Fn() -> bool>) = match self {
             Cgroup::V1(_) => {
-                let dir = self.dir("freezer").ok_or(io::ErrorKind::Unsupported)?;
-                write(&dir.join("freezer.state"), if frozen { "FROZEN" } else { "THAWED" })
+                let file = self.dir("freezer").ok_or(io::ErrorKind::Unsupported)?.join("freezer.state");
+                let value = if frozen { "FROZEN" } else { "THAWED" };
+                let state = file.clone();
+                (
+                    file,
+                    value,
+                    Box::new(move || fs::read_to_string(&state).is_ok_and(|state| state.trim() == value)),
+                )
             }
-            Cgroup::V2(dir) => write(&dir.join("cgroup.freeze"), if frozen { "1" } else { "0" }),
+            Cgroup::V2(dir) => {
+                let (events, wanted) = (dir.join("cgroup.events"), u64::from(frozen));
+                let value = if frozen { "1" } else { "0" };
+                (dir.join("cgroup.freeze"), value, Box::new(move || field(&events, "frozen") == Some(wanted)))
+            }
+        };
+        // A process that is just being made escapes v1's freezer until it is told again.
+        for _ in 0..FREEZE_ATTEMPTS {
+            write(&file, value)?;
+            if is_done() {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(1));
         }
+        Err(at(&file, io::Error::new(io::ErrorKind::TimedOut, format!("not {value} in time"))))
     }
 
     pub fn stats(&self) -> io::Result<Stats> {

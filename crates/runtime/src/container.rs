@@ -124,14 +124,17 @@ impl Container {
 
     /// Starts the program; returns when it is executed.
     pub async fn start(&self) -> Result<(), Error> {
-        match self.call(Request::Start).await? {
+        let (attempts, result) = self.attempt(Request::Start).await?;
+        match result {
             Err(Error::Refused { step: Step::Exec, reason, id }) => Err(Error::Exec { id, reason }),
-            Err(Error::Refused { step: Step::Request, .. }) if self.has_started().await? => Ok(()),
+            // The keeper that died in between had done it.
+            Err(Error::Refused { step: Step::Request, .. }) if attempts > 1 && self.has_started().await? => {
+                Ok(())
+            }
             result => result.map(drop),
         }
     }
 
-    /// Whether the keeper that died had started it.
     async fn has_started(&self) -> Result<bool, Error> {
         Ok(match self.status().await?.state {
             State::Running | State::Paused => true,
@@ -249,21 +252,28 @@ impl Container {
 
     /// One request. A keeper that is found dead is replaced, once.
     async fn call(&self, request: Request) -> Result<Result<Reply, Error>, Error> {
+        Ok(self.attempt(request).await?.1)
+    }
+
+    /// The same, with how many keepers were asked.
+    async fn attempt(&self, request: Request) -> Result<(u32, Result<Reply, Error>), Error> {
         let request = Envelope { version: VERSION, request };
         let mut last = io::Error::from(io::ErrorKind::NotConnected);
-        for _ in 0..2 {
+        for attempts in 1..=2 {
             let connection = match self.source().await? {
-                Source::Ended(exit) => return Ok(Err(Error::Ended { id: self.id().to_owned(), exit })),
+                Source::Ended(exit) => {
+                    return Ok((attempts, Err(Error::Ended { id: self.id().to_owned(), exit })));
+                }
                 Source::Keeper(connection) => connection,
             };
             match tokio::time::timeout(ANSWER_TIMEOUT, connection.exchange(&request)).await {
                 Ok(Ok(Reply::Failed { step, reason })) => {
                     self.put_back(connection);
-                    return Ok(Err(Error::Refused { id: self.id().to_owned(), step, reason }));
+                    return Ok((attempts, Err(Error::Refused { id: self.id().to_owned(), step, reason })));
                 }
                 Ok(Ok(reply)) => {
                     self.put_back(connection);
-                    return Ok(Ok(reply));
+                    return Ok((attempts, Ok(reply)));
                 }
                 Ok(Err(error)) => last = error,
                 Err(_) => return Err(self.keeper(io::ErrorKind::TimedOut.into())),

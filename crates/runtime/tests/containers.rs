@@ -554,8 +554,8 @@ async fn stdin_and_output_flow_while_attached() {
     spec.stdin = true;
     let log = spec.log.path.clone();
     let container = world.runtime.create(spec).await.unwrap();
-    let mut first = container.attach().await.unwrap();
-    let mut second = container.attach().await.unwrap();
+    let first = container.attach().await.unwrap();
+    let second = container.attach().await.unwrap();
     container.start().await.unwrap();
     let big = vec![b'x'; 300_000];
     let input = first.input.clone();
@@ -564,7 +564,7 @@ async fn stdin_and_output_flow_while_attached() {
         input.write(&big).await.unwrap();
         input.close().await.unwrap();
     });
-    for attach in [&mut first, &mut second] {
+    let read = async |mut attach: runtime::Attach| {
         let (mut out, mut err) = (Vec::new(), Vec::new());
         let exit = loop {
             match attach.output.next().await.expect("not cut") {
@@ -573,9 +573,12 @@ async fn stdin_and_output_flow_while_attached() {
                 Attached::Exited(exit) => break exit,
             }
         };
-        assert_eq!(out.len(), expected.len());
-        assert_eq!((out, err, exit.code), (expected.clone(), b"end\n".to_vec(), Some(5)));
         assert_eq!(attach.output.next().await, None);
+        (out, err, exit.code)
+    };
+    for (out, err, code) in <[_; 2]>::from(tokio::join!(read(first), read(second))) {
+        assert_eq!(out.len(), expected.len());
+        assert_eq!((out, err, code), (expected.clone(), b"end\n".to_vec(), Some(5)));
     }
     writer.await.unwrap();
     assert_eq!(texts(&log).lines().filter(|line| line.starts_with("stdout P")).count(), 300_000 / 16384 + 1);
@@ -743,13 +746,13 @@ async fn a_keeper_is_small_and_apart() {
     until("the output is logged", || texts(&container.spec().log.path).contains("F 20000")).await;
     let keeper = keeper_of(&container);
     let rollup = fs::read_to_string(format!("/proc/{keeper}/smaps_rollup")).unwrap();
-    let kib: u64 = rollup
-        .lines()
-        .find_map(|line| line.strip_prefix("Pss:"))
-        .and_then(|rest| rest.split_ascii_whitespace().next()?.parse().ok())
-        .unwrap();
-    println!("    keeper PSS {kib} KiB");
-    assert!(kib <= 1536, "{kib} KiB");
+    let kib = |name: &str| -> u64 {
+        let line = rollup.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        line.split_ascii_whitespace().next().unwrap().parse().unwrap()
+    };
+    println!("    keeper PSS {} KiB, of that not from the binary {} KiB", kib("Pss:"), kib("Pss_Anon:"));
+    // The bar of 1.5 MiB is the release binary's; an unoptimised one has three times the code.
+    assert!(kib("Pss_Anon:") <= 640 && (cfg!(debug_assertions) || kib("Pss:") <= 1536), "{rollup}");
     let cgroups = fs::read_to_string(format!("/proc/{keeper}/cgroup")).unwrap();
     assert!(cgroups.contains(&format!("gantry-{}/keepers", world.instance)), "{cgroups}");
     let stat = fs::read_to_string(format!("/proc/{keeper}/stat")).unwrap();
@@ -771,8 +774,8 @@ async fn proc_self_exe_is_refused() {
     assert!(matches!(container.start().await, Err(runtime::Error::Exec { .. })));
     // Nor can the file be written through a keeper's own link, even by the machine's root.
     let keeper = keeper_of(&container);
-    let error = fs::OpenOptions::new().write(true).open(format!("/proc/{keeper}/exe")).unwrap_err();
-    assert_eq!(error.kind(), std::io::ErrorKind::ReadOnlyFilesystem, "{error}");
+    let mount = rustix::fs::statvfs(format!("/proc/{keeper}/exe")).unwrap();
+    assert!(mount.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY));
     world.end().await;
 }
 

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
 use nix::libc;
 use oci_spec::runtime::Spec;
-use rustix::fs::CWD;
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, fsconfig_create, fsconfig_set_string, fsmount,
     fsopen, move_mount,
@@ -100,11 +100,12 @@ fn plain(error: &io::Error) -> String {
 impl Finish {
     /// Only returns when it failed.
     fn execute(&self, program: &CStr) -> io::Error {
-        if fs::canonicalize(Path::new(&*program.to_string_lossy()))
-            .is_ok_and(|path| path.starts_with("/proc"))
-        {
-            // /proc/self/exe is gantry itself (CVE-2019-5736).
-            return io::Error::from(io::ErrorKind::PermissionDenied);
+        // /proc/self/exe is gantry itself (CVE-2019-5736): no link of the kernel's own is followed.
+        let path = OFlags::PATH | OFlags::CLOEXEC;
+        match rustix::fs::openat2(CWD, program, path, Mode::empty(), ResolveFlags::NO_MAGICLINKS) {
+            Ok(_) => {}
+            Err(rustix::io::Errno::LOOP) => return io::Error::from(io::ErrorKind::PermissionDenied),
+            Err(error) => return error.into(),
         }
         let pointers = |strings: &[CString]| {
             let mut list: Vec<*const libc::c_char> = strings.iter().map(|string| string.as_ptr()).collect();
@@ -117,11 +118,20 @@ impl Finish {
             if self.tty {
                 libc::ioctl(0, libc::TIOCSCTTY, 0);
             }
-            // Rust ignores SIGPIPE, and execve would pass that on.
-            libc::signal(libc::SIGPIPE, libc::SIG_DFL);
-            let mut none: libc::sigset_t = std::mem::zeroed();
-            libc::sigemptyset(&mut none);
-            libc::sigprocmask(libc::SIG_SETMASK, &none, std::ptr::null_mut());
+            // What is ignored or blocked passes through execve: Rust ignores SIGPIPE, the daemon's starter may
+            // ignore anything. Zeroed, the kernel's `struct sigaction` and mask mean default and none. The C library
+            // would refuse its own signals, 32 and 33.
+            let zero = [0u64; 4];
+            for signal in 1..=64 {
+                libc::syscall(libc::SYS_rt_sigaction, signal, zero.as_ptr(), std::ptr::null::<u8>(), 8);
+            }
+            libc::syscall(
+                libc::SYS_rt_sigprocmask,
+                libc::SIG_SETMASK,
+                zero.as_ptr(),
+                std::ptr::null::<u8>(),
+                8,
+            );
             libc::umask(0o022);
             libc::execve(program.as_ptr(), args.as_ptr(), env.as_ptr());
         }
