@@ -4,6 +4,7 @@ mod accept;
 mod demo;
 mod facts;
 mod load;
+mod replay;
 mod sandbox;
 mod tidy;
 mod tools;
@@ -32,6 +33,8 @@ enum Task {
         /// The folder `api/openapi-spec/v3` of k8s.io/kubernetes
         openapi: PathBuf,
     },
+    /// Compare our API server's answers with kube-apiserver's
+    Replay(replay::Arguments),
     /// Check what the compiler does not: crate edges, file sizes, paths in documents
     Tidy,
     /// Generate the table of JSON tags from Kubernetes' Go types
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
         Task::Accept(arguments) => accept::run(&arguments),
         Task::Demo => demo::run(),
         Task::Facts { openapi } => facts::run(&openapi),
+        Task::Replay(arguments) => replay::run(&arguments),
         Task::Tidy => tidy::run(),
         Task::Wire => tidy::root().and_then(|root| wire::run(&root)),
     };

@@ -16,6 +16,9 @@ use super::case::Request;
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// Events kept for watchers.
+const RING_EVENTS: usize = 16;
+
 /// A server, and who asks it.
 pub struct Server {
     admin: Caller,
@@ -53,7 +56,9 @@ impl Server {
     /// Ours, on an empty store.
     pub async fn ours() -> Result<Self> {
         let state = tempfile::tempdir()?;
-        let store = store::Store::open(&state.path().join("store"), store::Options::default())?;
+        // Few events are kept, so that a watch from the first version is too old here as it is there.
+        let options = store::Options { ring_events: RING_EVENTS, ..store::Options::default() };
+        let store = store::Store::open(&state.path().join("store"), options)?;
         let server = apiserver::Server::open(apiserver::Config::new(store)).await?;
         let caller = |identity| Caller { client: server.client(identity), base: String::new(), bearer: None };
         let alice = apiserver::Identity::new("alice", ["dev", "system:authenticated"]);
