@@ -1,0 +1,116 @@
+//! What the daemon leaves for its clients: where it listens, and the credentials to speak to it.
+//!
+//! ```text
+//! <state>/endpoints.json   addresses in use; readable by all
+//! <state>/kubeconfig       client certificate of an administrator; root's
+//! <state>/registry-token   the registry's token, one line; root's
+//! ~/.config/gantry/…       the last two for the user who started the daemon by sudo
+//! ```
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    failure::{Failure, Result},
+    settings::Settings,
+};
+
+/// `endpoints.json`: the addresses in use, by the listener's name. The daemon writes it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default)]
+pub struct Endpoints {
+    /// `https://127.0.0.1:6443`
+    pub kubernetes: String,
+    /// `http://127.0.0.1:5050`
+    pub registry: String,
+    /// `http://127.0.0.1:7070`
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub console: String,
+}
+
+impl Endpoints {
+    /// Reads them; `None` when no daemon has ever listened.
+    pub fn read(state_dir: &Path) -> Result<Option<Self>> {
+        let path = state_dir.join("endpoints.json");
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(Failure::from_error(&error).context(format!("read {}", path.display()))),
+        };
+        let read = serde_json::from_slice(&bytes);
+        read.map(Some).map_err(|error| Failure::from_error(&error).context(format!("read {}", path.display())))
+    }
+}
+
+/// The daemon's lock, which holds its process id.
+pub fn lock_path(state_dir: &Path) -> PathBuf {
+    state_dir.join("run/daemon.lock")
+}
+
+/// The daemon's log file.
+pub fn log_path(state_dir: &Path) -> PathBuf {
+    state_dir.join("logs/daemon.log")
+}
+
+/// Files with credentials that this user may read.
+#[derive(Clone, Debug)]
+pub struct Access {
+    pub kubeconfig: PathBuf,
+    pub registry_token: PathBuf,
+}
+
+impl Access {
+    /// Where the daemon writes root's.
+    pub fn of_state(state_dir: &Path) -> Self {
+        Self { kubeconfig: state_dir.join("kubeconfig"), registry_token: state_dir.join("registry-token") }
+    }
+
+    /// Where the daemon writes those of the user behind sudo.
+    pub fn of_user(user_dir: &Path) -> Self {
+        Self::of_state(user_dir)
+    }
+
+    /// The first that this user may read: given, the state folder's, the user's own.
+    pub fn find(settings: &Settings) -> Result<Self> {
+        if let Some(kubeconfig) = &settings.kubeconfig {
+            let beside = kubeconfig.parent().unwrap_or(Path::new(".")).join("registry-token");
+            return Ok(Self { kubeconfig: kubeconfig.clone(), registry_token: beside });
+        }
+        let of_state = Self::of_state(&settings.state_dir);
+        let mut candidates = vec![of_state.clone()];
+        candidates.extend(settings.user_dir.as_deref().map(Self::of_user));
+        for candidate in candidates {
+            if fs::File::open(&candidate.kubeconfig).is_ok() {
+                return Ok(candidate);
+            }
+        }
+        Err(Failure::new(format!("no credentials for the daemon: {} cannot be read", of_state.kubeconfig.display()))
+            .hint(format!("sudo gantry daemon start{} gives them to you", settings.state_flag())))
+    }
+
+    /// The registry's token.
+    pub fn token(&self) -> Result<String> {
+        let path = &self.registry_token;
+        let text = fs::read_to_string(path);
+        let text = text.map_err(|error| Failure::from_error(&error).context(format!("read {}", path.display())))?;
+        Ok(text.trim().to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints_survive_a_newer_daemon() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(Endpoints::read(folder.path()).unwrap(), None);
+        let text = r#"{"kubernetes":"https://127.0.0.1:6443","registry":"http://127.0.0.1:5050","new":"x"}"#;
+        fs::write(folder.path().join("endpoints.json"), text).unwrap();
+        assert_eq!(Endpoints::read(folder.path()).unwrap().unwrap().registry, "http://127.0.0.1:5050");
+    }
+}
