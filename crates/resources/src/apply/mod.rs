@@ -457,3 +457,6 @@ fn refresh_last_applied(object: &mut Value, config: &Value) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

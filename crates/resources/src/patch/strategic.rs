@@ -86,7 +86,7 @@ fn merge_map(mut original: Object, mut patch: Object, place: Place<'_>) -> Resul
                 if deletes {
                     Value::Array(old.into_iter().filter(|v| !new.contains(v)).collect())
                 } else if strategy.merge {
-                    Value::Array(merge_list(old, new, strategy.merge_key, below)?)
+                    Value::Array(merge_list(old, new, strategy.merge_key, below)?.0)
                 } else {
                     Value::Array(new)
                 }
@@ -165,20 +165,19 @@ fn set_orders(original: &mut Object, patch: &mut Object, place: Place<'_>) -> Re
         if let Some(new) = &new {
             check_order(new, &order, key)?;
         }
-        let merged = match (&old, new) {
+        let (merged, server_order) = match (old, new) {
             (None, None) => continue,
             // A null still removes the list below.
             (Some(_), None) if patch.contains_key(name) => continue,
-            (Some(old), None) => old.clone(),
+            (Some(old), None) => (old.clone(), old),
             (None, Some(new)) => match without_directives(Value::Array(new)) {
-                Some(Value::Array(items)) => items,
+                Some(Value::Array(items)) => (items, Vec::new()),
                 _ => continue,
             },
-            (Some(old), Some(new)) if strategy.merge => merge_list(old.clone(), new, key, below)?,
-            (Some(_), Some(new)) => new,
+            (Some(old), Some(new)) if strategy.merge => merge_list(old, new, key, below)?,
+            (Some(old), Some(new)) => (new, old),
         };
-        let old = old.unwrap_or_default();
-        original.insert(name.to_owned(), Value::Array(ordered(merged, &order, &old, key)));
+        original.insert(name.to_owned(), Value::Array(ordered(merged, &order, &server_order, key)));
         patch.remove(name);
     }
     Ok(())
@@ -221,28 +220,31 @@ fn place_in(order: &[Value], item: &Value, key: Option<&str>) -> Option<usize> {
     order.iter().position(|other| same(other, item, key))
 }
 
+/// The merged list, and the order in which the server is taken to have had its items. That is the order of the list
+/// that Go's implementation works on in place: what a patch deletes makes room, and what it adds takes the room that is
+/// left, so that added items count as the server's. Clients see the resulting order.
 fn merge_list(
-    mut original: Vec<Value>,
+    original: Vec<Value>,
     patch: Vec<Value>,
     key: Option<&str>,
     items: Place<'_>,
-) -> Result<Vec<Value>, Error> {
+) -> Result<(Vec<Value>, Vec<Value>), Error> {
     if original.is_empty() && patch.is_empty() {
-        return Ok(original);
+        return Ok((original, patch));
     }
     if !original.iter().chain(&patch).any(Value::is_object) {
-        let server_order = original.clone();
+        let mut merged = original.clone();
         for item in &patch {
-            if !original.contains(item) {
-                original.push(item.clone());
+            if !merged.contains(item) {
+                merged.push(item.clone());
             }
         }
-        return Ok(ordered(original, &patch, &server_order, None));
+        return Ok((ordered(merged, &patch, &original, None), original));
     }
     let Some(key) = key else {
         return Err(Error::Unclassified("cannot merge lists without merge key".to_owned()));
     };
-    let (mut original, patch) = special_items(original, patch, key)?;
+    let Special { mut original, patch, mut in_place } = special_items(original, patch, key)?;
     let server_order = original.clone();
     for item in &patch {
         let map = item.as_object().cloned().unwrap_or_default();
@@ -254,18 +256,29 @@ fn merge_list(
                 let old = original[index].as_object().cloned().unwrap_or_default();
                 original[index] = Value::Object(merge_map(old, map, items)?);
             }
-            None => original.push(item.clone()),
+            None => {
+                if let Some(room) = in_place.get_mut(original.len()) {
+                    *room = item.clone();
+                }
+                original.push(item.clone());
+            }
         }
     }
-    Ok(ordered(original, &patch, &server_order, Some(key)))
+    Ok((ordered(original, &patch, &server_order, Some(key)), in_place))
 }
 
-/// Carries out the items that direct; returns the original and the patch's other items.
-fn special_items(
-    mut original: Vec<Value>,
+struct Special {
+    /// What is left of the original.
+    original: Vec<Value>,
+    /// The patch's items that do not direct.
     patch: Vec<Value>,
-    key: &str,
-) -> Result<(Vec<Value>, Vec<Value>), Error> {
+    /// The original's memory, with room at its end for each item deleted.
+    in_place: Vec<Value>,
+}
+
+/// Carries out the items that direct.
+fn special_items(mut original: Vec<Value>, patch: Vec<Value>, key: &str) -> Result<Special, Error> {
+    let mut in_place = original.clone();
     let mut rest = Vec::new();
     let mut replace = false;
     for item in patch {
@@ -273,10 +286,13 @@ fn special_items(
         match map.get(DIRECTIVE).map(|d| d.as_str().unwrap_or("")) {
             None => rest.push(item),
             Some("replace") => replace = true,
-            Some("delete") => match map.get(key) {
-                Some(value) => original.retain(|o| o.get(key) != Some(value)),
-                None => return Err(no_key(&map, key)),
-            },
+            Some("delete") => {
+                let Some(value) = map.get(key) else { return Err(no_key(&map, key)) };
+                while let Some(index) = original.iter().position(|o| o.get(key) == Some(value)) {
+                    original.remove(index);
+                    in_place[..original.len()].clone_from_slice(&original);
+                }
+            }
             Some("merge") => {
                 return Err(Error::Unclassified(
                     "merging lists cannot yet be specified in the patch".to_owned(),
@@ -285,7 +301,10 @@ fn special_items(
             Some(other) => return Err(bad_directive(other, &map)),
         }
     }
-    Ok(if replace { (rest, Vec::new()) } else { (original, rest) })
+    if replace {
+        return Ok(Special { original: rest, patch: Vec::new(), in_place });
+    }
+    Ok(Special { original, patch: rest, in_place })
 }
 
 /// Items that `order` names stand in its order; the others keep their places before them as the server had them.
