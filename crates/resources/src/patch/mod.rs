@@ -8,7 +8,7 @@ pub mod strategic;
 use serde_json::Value;
 
 use crate::field;
-use crate::schema::{self, Schema, Validation};
+use crate::schema::{self, Schema, Validation, Words};
 use crate::status::{Status, Target};
 
 /// Which patch, by its media type.
@@ -88,8 +88,11 @@ pub fn apply(
         let target = Target { group: "", resource: "", name: "" };
         Status::invalid(target, &[field::Error::invalid("patch", value, why)])
     };
+    let words = if kind == Kind::Strategic { Words::Converter } else { Words::Json };
     let before = patched.clone();
-    strict.extend(schema::prune(schema, &mut patched).map_err(|e| invalid(shown(&before), e.to_string()))?);
+    strict.extend(
+        schema::prune(schema, &mut patched, words).map_err(|e| invalid(shown(&before), e.to_string()))?,
+    );
     match validation {
         Validation::Ignore => Ok((patched, Vec::new())),
         Validation::Warn => Ok((patched, strict)),

@@ -14,14 +14,15 @@ const SET_ORDER: &str = "$setElementOrder/";
 /// Lays the patch over an object of that definition.
 pub fn apply(schema: &'static Schema, object: &Value, body: &[u8]) -> Result<Patched, Error> {
     let decoded = schema::decode_free(body).map_err(|e| Error::BadRequest(e.to_string()))?;
-    let Value::Object(patch) = decoded.object else {
+    let Value::Object(mut patch) = decoded.object else {
         return Err(Error::BadRequest(
             "json: cannot unmarshal array into Go value of type map[string]interface {}".to_owned(),
         ));
     };
-    let shown = crate::field::go_value(&Value::Object(patch.clone()));
     let original = object.as_object().cloned().unwrap_or_default();
-    let object = Value::Object(merge_map(original, patch, Place::Struct(schema))?);
+    let object = Value::Object(merge_map(original, &mut patch, Place::Struct(schema))?);
+    // Messages show the patch as merging left it.
+    let shown = crate::field::go_value(&Value::Object(patch));
     Ok(Patched { object, strict: decoded.strict, shown: Some(shown) })
 }
 
@@ -58,22 +59,23 @@ impl<'t> Place<'t> {
 
 type Object = Map<String, Value>;
 
-fn merge_map(mut original: Object, mut patch: Object, place: Place<'_>) -> Result<Object, Error> {
+/// Consumes of the patch what Kubernetes' implementation consumes: directives, and the lists that they order.
+fn merge_map(mut original: Object, patch: &mut Object, place: Place<'_>) -> Result<Object, Error> {
     match patch.get(DIRECTIVE).map(|d| d.as_str().unwrap_or("")) {
         None => {}
         Some("replace") => {
             patch.remove(DIRECTIVE);
-            return Ok(patch);
+            return Ok(patch.clone());
         }
         Some("delete") => return Ok(Object::new()),
-        Some(other) => return Err(bad_directive(other, &patch)),
+        Some(other) => return Err(bad_directive(other, patch)),
     }
-    retain_keys(&mut original, &mut patch)?;
-    set_orders(&mut original, &mut patch, place)?;
-    for (key, value) in patch {
+    retain_keys(&mut original, patch)?;
+    set_orders(&mut original, patch, place)?;
+    for (key, value) in patch.iter_mut() {
         let (key, deletes) = match key.strip_prefix(DELETE_FROM_LIST) {
             Some(rest) => (rest.to_owned(), true),
-            None => (key, false),
+            None => (key.clone(), false),
         };
         if value.is_null() {
             original.remove(&key);
@@ -88,15 +90,18 @@ fn merge_map(mut original: Object, mut patch: Object, place: Place<'_>) -> Resul
                 } else if strategy.merge {
                     Value::Array(merge_list(old, new, strategy.merge_key, below)?.0)
                 } else {
-                    Value::Array(new)
+                    Value::Array(new.clone())
                 }
             }
             (Some(old), _) if deletes => old,
             (None, _) if deletes => continue,
-            (old, new) => match without_directives(cleaned(old.as_ref(), new)) {
-                Some(value) => value,
-                None => continue,
-            },
+            (old, new) => {
+                clean(old.as_ref(), new);
+                match without_directives(new.clone()) {
+                    Some(value) => value,
+                    None => continue,
+                }
+            }
         };
         original.insert(key, merged);
     }
@@ -104,12 +109,11 @@ fn merge_map(mut original: Object, mut patch: Object, place: Place<'_>) -> Resul
 }
 
 /// A value that replaces one of another type, or none, brings no nulls along.
-fn cleaned(old: Option<&Value>, mut new: Value) -> Value {
+fn clean(old: Option<&Value>, new: &mut Value) {
     let scalar = |v: &Value| !v.is_object() && !v.is_array();
-    if old.is_none_or(|old| !(scalar(old) && scalar(&new))) {
-        discard_nulls(&mut new);
+    if old.is_none_or(|old| !(scalar(old) && scalar(new))) {
+        discard_nulls(new);
     }
-    new
 }
 
 fn discard_nulls(value: &mut Value) {
@@ -160,22 +164,22 @@ fn set_orders(original: &mut Object, patch: &mut Object, place: Place<'_>) -> Re
         };
         let order = list(order.unwrap_or(Value::Null))?;
         let old = original.get(name).cloned().map(list).transpose()?;
-        let new = patch.get(name).filter(|v| !v.is_null()).cloned().map(list).transpose()?;
+        let mut new = patch.get(name).filter(|v| !v.is_null()).cloned().map(list).transpose()?;
         let key = strategy.merge_key;
         if let Some(new) = &new {
             check_order(new, &order, key)?;
         }
-        let (merged, server_order) = match (old, new) {
+        let (merged, server_order) = match (old, &mut new) {
             (None, None) => continue,
             // A null still removes the list below.
             (Some(_), None) if patch.contains_key(name) => continue,
             (Some(old), None) => (old.clone(), old),
-            (None, Some(new)) => match without_directives(Value::Array(new)) {
+            (None, Some(new)) => match without_directives(Value::Array(new.clone())) {
                 Some(Value::Array(items)) => (items, Vec::new()),
                 _ => continue,
             },
             (Some(old), Some(new)) if strategy.merge => merge_list(old, new, key, below)?,
-            (Some(old), Some(new)) => (new, old),
+            (Some(old), Some(new)) => (new.clone(), old),
         };
         original.insert(name.to_owned(), Value::Array(ordered(merged, &order, &server_order, key)));
         patch.remove(name);
@@ -225,33 +229,37 @@ fn place_in(order: &[Value], item: &Value, key: Option<&str>) -> Option<usize> {
 /// left, so that added items count as the server's. Clients see the resulting order.
 fn merge_list(
     original: Vec<Value>,
-    patch: Vec<Value>,
+    patch: &mut [Value],
     key: Option<&str>,
     items: Place<'_>,
 ) -> Result<(Vec<Value>, Vec<Value>), Error> {
     if original.is_empty() && patch.is_empty() {
-        return Ok((original, patch));
+        return Ok((original, Vec::new()));
     }
-    if !original.iter().chain(&patch).any(Value::is_object) {
+    if !original.iter().chain(patch.iter()).any(Value::is_object) {
         let mut merged = original.clone();
-        for item in &patch {
+        for item in patch.iter() {
             if !merged.contains(item) {
                 merged.push(item.clone());
             }
         }
-        return Ok((ordered(merged, &patch, &original, None), original));
+        return Ok((ordered(merged, patch, &original, None), original));
     }
     let Some(key) = key else {
         return Err(Error::Unclassified("cannot merge lists without merge key".to_owned()));
     };
-    let Special { mut original, patch, mut in_place } = special_items(original, patch, key)?;
+    let Special { mut original, mut in_place, replaces } = special_items(original, patch, key)?;
     let server_order = original.clone();
-    for item in &patch {
-        let map = item.as_object().cloned().unwrap_or_default();
+    let mut order = Vec::new();
+    for item in patch.iter_mut().filter(|i| !replaces && i.get(DIRECTIVE).is_none()) {
+        order.push(item.clone());
+        let found = place_in(&original, item, Some(key));
+        let mut none = Object::new();
+        let map = item.as_object_mut().unwrap_or(&mut none);
         if !map.contains_key(key) {
-            return Err(no_key(&map, key));
+            return Err(no_key(map, key));
         }
-        match place_in(&original, item, Some(key)) {
+        match found {
             Some(index) => {
                 let old = original[index].as_object().cloned().unwrap_or_default();
                 original[index] = Value::Object(merge_map(old, map, items)?);
@@ -264,28 +272,28 @@ fn merge_list(
             }
         }
     }
-    Ok((ordered(original, &patch, &server_order, Some(key)), in_place))
+    Ok((ordered(original, &order, &server_order, Some(key)), in_place))
 }
 
 struct Special {
     /// What is left of the original.
     original: Vec<Value>,
-    /// The patch's items that do not direct.
-    patch: Vec<Value>,
     /// The original's memory, with room at its end for each item deleted.
     in_place: Vec<Value>,
+    /// The original is the patch's own items; nothing is left to merge.
+    replaces: bool,
 }
 
 /// Carries out the items that direct.
-fn special_items(mut original: Vec<Value>, patch: Vec<Value>, key: &str) -> Result<Special, Error> {
+fn special_items(mut original: Vec<Value>, patch: &[Value], key: &str) -> Result<Special, Error> {
     let mut in_place = original.clone();
     let mut rest = Vec::new();
-    let mut replace = false;
+    let mut replaces = false;
     for item in patch {
         let map = item.as_object().cloned().unwrap_or_default();
         match map.get(DIRECTIVE).map(|d| d.as_str().unwrap_or("")) {
-            None => rest.push(item),
-            Some("replace") => replace = true,
+            None => rest.push(item.clone()),
+            Some("replace") => replaces = true,
             Some("delete") => {
                 let Some(value) = map.get(key) else { return Err(no_key(&map, key)) };
                 while let Some(index) = original.iter().position(|o| o.get(key) == Some(value)) {
@@ -301,10 +309,10 @@ fn special_items(mut original: Vec<Value>, patch: Vec<Value>, key: &str) -> Resu
             Some(other) => return Err(bad_directive(other, &map)),
         }
     }
-    if replace {
-        return Ok(Special { original: rest, patch: Vec::new(), in_place });
+    if replaces {
+        original = rest;
     }
-    Ok(Special { original, patch: rest, in_place })
+    Ok(Special { original, in_place, replaces })
 }
 
 /// Items that `order` names stand in its order; the others keep their places before them as the server had them.

@@ -76,8 +76,8 @@ pub fn decode_free(raw: &[u8]) -> Result<Decoded, Error> {
 }
 
 /// Drops unknown fields from a value that did not come from [`decode`] (the result of a patch), and checks its types.
-pub fn prune(schema: &'static Schema, value: &mut Value) -> Result<Vec<String>, Error> {
-    let mut context = Context::default();
+pub fn prune(schema: &'static Schema, value: &mut Value, words: Words) -> Result<Vec<String>, Error> {
+    let mut context = Context { words, ..Context::default() };
     let seed = Seed { context: &mut context, expect: Expect::Struct(schema) };
     *value = seed.deserialize(std::mem::take(value)).map_err(|e| Error::Syntax(e.to_string()))?;
     context.finish()
@@ -112,8 +112,19 @@ enum Expect<'t> {
     },
 }
 
+/// Whose words a type error is told in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Words {
+    /// Those of the decoder of JSON.
+    #[default]
+    Json,
+    /// Those of the converter of untyped objects, through which strategic merge patches go.
+    Converter,
+}
+
 #[derive(Default)]
 struct Context {
+    words: Words,
     /// `.name` and `[0]`, for unknown and duplicate fields.
     path: String,
     /// Field names without indices and map keys, for type errors.
@@ -151,7 +162,11 @@ impl Context {
         }
     }
 
-    fn mismatch(&mut self, found: &str, go_type: &str) {
+    fn mismatch(&mut self, found: &str, expect: Expect<'_>) {
+        if self.words == Words::Converter {
+            return self.fail(converter_words(found, expect));
+        }
+        let go_type = scalar_name(expect);
         let place = match self.owner {
             Some(owner) => format!("struct field {}.{}", owner.short_name(), self.fields.join(".")),
             None => "value".to_owned(),
@@ -193,7 +208,7 @@ impl<'de> Visitor<'de> for Seed<'_, '_> {
         match self.expect {
             Expect::Free { .. } | Expect::Type(Type::Any | Type::Bool) => {}
             Expect::Type(Type::Quantity) => self.context.fail(crate::quantity::Error::Format.to_string()),
-            expect => self.context.mismatch("bool", &scalar_name(expect)),
+            expect => self.context.mismatch("bool", expect),
         }
         Ok(value.into())
     }
@@ -224,7 +239,7 @@ impl<'de> Visitor<'de> for Seed<'_, '_> {
             Expect::Type(Type::Time | Type::MicroTime) => time_error(self.expect, &value),
             Expect::Type(Type::Quantity) => value.trim().parse::<Quantity>().err().map(|e| e.to_string()),
             expect => {
-                self.context.mismatch("string", &scalar_name(expect));
+                self.context.mismatch("string", expect);
                 None
             }
         };
@@ -240,7 +255,7 @@ impl<'de> Visitor<'de> for Seed<'_, '_> {
             Expect::Free { named } => Expect::Free { named },
             expect => {
                 if !matches!(expect, Expect::Type(Type::Any)) {
-                    self.context.mismatch("array", &scalar_name(expect));
+                    self.context.mismatch("array", expect);
                 }
                 Expect::Free { named: false }
             }
@@ -253,7 +268,7 @@ impl<'de> Visitor<'de> for Seed<'_, '_> {
             let item = seq.next_element_seed(Seed { context: &mut *context, expect: items });
             context.path.truncate(length);
             match item? {
-                Some(item) => out.push(item),
+                Some(item) => out.push(zero_of_null(items, item)),
                 None => return Ok(Value::Array(out)),
             }
         }
@@ -270,7 +285,7 @@ impl<'de> Visitor<'de> for Seed<'_, '_> {
                 entries(context, Expect::Free { named: false }, false, map)
             }
             expect => {
-                context.mismatch("object", &scalar_name(expect));
+                context.mismatch("object", expect);
                 entries(context, Expect::Free { named: false }, false, map)
             }
         }
@@ -316,9 +331,17 @@ fn entries<'de, A: MapAccess<'de>>(
             context.strict("duplicate", &name);
         }
         let value = context.named(&name, |context| map.next_value_seed(Seed { context, expect: values }))?;
-        out.insert(name, value);
+        out.insert(name, zero_of_null(values, value));
     }
     Ok(Value::Object(out))
+}
+
+/// A null among strings is "", as nothing else can stand there.
+fn zero_of_null(expect: Expect<'_>, value: Value) -> Value {
+    match (expect, value) {
+        (Expect::Type(Type::String), Value::Null) => Value::String(String::new()),
+        (_, value) => value,
+    }
 }
 
 fn number(seed: Seed<'_, '_>, value: Number) -> Value {
@@ -328,14 +351,44 @@ fn number(seed: Seed<'_, '_>, value: Number) -> Value {
         Expect::Type(Type::Int32 | Type::IntOrString) => fits(i32::MIN.into(), i32::MAX.into()),
         Expect::Type(Type::Int64) => fits(i64::MIN, i64::MAX),
         expect => {
-            seed.context.mismatch("number", &scalar_name(expect));
+            seed.context.mismatch("number", expect);
             return value.into();
         }
     };
     if !ok {
-        seed.context.mismatch(&format!("number {value}"), &scalar_name(seed.expect));
+        seed.context.mismatch(&format!("number {value}"), seed.expect);
     }
     value.into()
+}
+
+/// Go's reflection can turn an integer into a string, and says so; about others it says what it wanted.
+fn converter_words(found: &str, expect: Expect<'_>) -> String {
+    let number = found.strip_prefix("number").map(str::trim);
+    let kind = match (found, number) {
+        ("array", _) => "slice",
+        ("object", _) => "map",
+        (_, Some(value)) if value.contains('.') => "float64",
+        (_, Some(_)) => "int64",
+        _ => found,
+    };
+    match expect {
+        Expect::Struct(_) | Expect::Type(Type::Struct(_)) => format!("cannot restore struct from: {kind}"),
+        Expect::Type(Type::Map(_)) => format!("cannot restore map from {kind}"),
+        Expect::Type(Type::List(_) | Type::Bytes) => format!("cannot restore slice from {kind}"),
+        expect => {
+            let wanted = scalar_name(expect);
+            let convertible = match kind {
+                "int64" => wanted == "string" || wanted.starts_with("int"),
+                "float64" => wanted.starts_with("int"),
+                _ => false,
+            };
+            if convertible {
+                format!("cannot convert {kind} to {wanted}")
+            } else {
+                format!("unrecognized type: {wanted}")
+            }
+        }
+    }
 }
 
 /// The Go type that a decoder reports; types with a decoder of their own report what they read first.
@@ -477,7 +530,7 @@ mod tests {
     fn pruning_a_value_names_what_it_drops() {
         let schema = of("io.k8s.api.core.v1.ConfigMap").unwrap();
         let mut value = serde_json::json!({"data": {"a": "b"}, "dat": 1});
-        assert_eq!(prune(schema, &mut value).unwrap(), [r#"unknown field "dat""#]);
+        assert_eq!(prune(schema, &mut value, Words::Json).unwrap(), [r#"unknown field "dat""#]);
         assert_eq!(value, serde_json::json!({"data": {"a": "b"}}));
     }
 }

@@ -7,7 +7,7 @@ mod decode;
 
 use serde_json::Value;
 
-pub use decode::{Decoded, Error, Validation, decode, decode_free, prune, strict};
+pub use decode::{Decoded, Error, Validation, Words, decode, decode_free, prune, strict};
 
 use crate::facts;
 pub use crate::kinds::wire::canonical;
