@@ -264,9 +264,9 @@ impl Cgroup {
         matches!(self, Cgroup::V1(_)) && self.dir("devices").is_some()
     }
 
-    /// Moves the calling process in.
+    /// Moves the calling process, which has one thread, in.
     pub fn join(&self) -> io::Result<()> {
-        self.dirs().iter().try_for_each(|dir| write(&dir.join("cgroup.procs"), "0"))
+        self.dirs().into_iter().try_for_each(join)
     }
 
     /// How many processes the kernel killed here for want of memory.
@@ -352,6 +352,20 @@ impl Cgroup {
     }
 }
 
+/// Moves the calling process, which has one thread, to a cgroup. By v1's `tasks` and the number 0 the kernel needs
+/// no lock against threads; by `cgroup.procs` it waits for a grace period of RCU, which takes milliseconds.
+pub fn join(dir: &Path) -> io::Result<()> {
+    match write(&dir.join("tasks"), "0") {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => write(&dir.join("cgroup.procs"), "0"),
+        result => result,
+    }
+}
+
+/// Whether the folder is in a v2 hierarchy.
+pub fn is_v2(dir: &Path) -> bool {
+    !dir.join("tasks").exists()
+}
+
 /// As runc's defaults: the harmless character devices, terminals, and the right to make nodes (not to open them).
 const DEVICES: [&str; 11] = [
     "c *:* m",
@@ -410,7 +424,9 @@ fn make(dir: &Path) -> io::Result<()> {
 }
 
 fn write(file: &Path, value: &str) -> io::Result<()> {
-    fs::write(file, value).map_err(|error| at(file, error))
+    use io::Write;
+    let opened = fs::OpenOptions::new().write(true).open(file);
+    opened.and_then(|mut opened| opened.write_all(value.as_bytes())).map_err(|error| at(file, error))
 }
 
 fn at(path: &Path, error: io::Error) -> io::Error {

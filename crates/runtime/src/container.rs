@@ -122,6 +122,11 @@ impl Container {
         lock(&self.inner.process).as_ref().map(|(pid, _)| *pid)
     }
 
+    /// When its program was started, if it was.
+    pub fn started_at(&self) -> Option<std::time::SystemTime> {
+        bundle::started_at(self.bundle())
+    }
+
     /// Starts the program; returns when it is executed.
     pub async fn start(&self) -> Result<(), Error> {
         let (attempts, result) = self.attempt(Request::Start).await?;

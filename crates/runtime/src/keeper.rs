@@ -153,10 +153,7 @@ impl Keeper {
         rustix::process::chdir(dir)?;
         lock()?;
         let record = Record::read(Path::new("."))?;
-        for cgroup in &record.keepers {
-            // In the daemon's cgroup it would die with the daemon; where the machine refuses, setsid must do.
-            let _ = fs::write(cgroup.join("cgroup.procs"), "0");
-        }
+        leave_cgroups(&record)?;
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let listener = listen()?;
         epoll::add(&epoll, &listener, Token::Listener.data(), epoll::EventFlags::IN)?;
@@ -261,6 +258,25 @@ impl Keeper {
         Ok(())
     }
 
+    /// Children that nobody waits for: the helper that moved the keeper.
+    fn reap(&self) {
+        let own = self.identity.as_ref().map_or(0, |identity| identity.pid);
+        loop {
+            // SAFETY: both calls only write to locals. The container's own status is left for `ended`.
+            unsafe {
+                let mut info: libc::siginfo_t = std::mem::zeroed();
+                let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+                if libc::waitid(libc::P_ALL, 0, &mut info, flags) != 0
+                    || info.si_pid() == 0
+                    || info.si_pid() == own
+                {
+                    return;
+                }
+                libc::waitpid(info.si_pid(), std::ptr::null_mut(), libc::WNOHANG);
+            }
+        }
+    }
+
     fn handle(&mut self, token: Token, flags: epoll::EventFlags) -> io::Result<()> {
         match token {
             Token::Listener => self.accept(),
@@ -325,6 +341,7 @@ impl Keeper {
         match result {
             Ok((identity, pidfd)) => {
                 self.identity = Some(identity);
+                self.reap();
                 self.phase = Phase::Created;
                 self.watch(pidfd)?;
             }
@@ -478,6 +495,21 @@ impl Keeper {
         }
         self.outputs[index] = None;
     }
+}
+
+/// In the daemon's cgroup it would die with the daemon; where the machine refuses, setsid must do. A helper does it,
+/// since the move may take milliseconds; the container's own is made in [`make`], and never waits for this one.
+fn leave_cgroups(record: &Record) -> io::Result<()> {
+    let own = std::process::id().to_string();
+    // SAFETY: this process has one thread.
+    if let nix::unistd::ForkResult::Child = unsafe { nix::unistd::fork()? } {
+        for cgroup in &record.keepers {
+            let _ = fs::write(cgroup.join("cgroup.procs"), &own);
+        }
+        // SAFETY: ends the process; nothing is to be run or flushed here.
+        unsafe { libc::_exit(0) }
+    }
+    Ok(())
 }
 
 /// One keeper a container. A process's own lock (fcntl): the container, a descendant, must not hold it.

@@ -8,7 +8,7 @@ use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::syscall::syscall::SyscallType;
@@ -23,12 +23,15 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use super::finish::Finish;
 use super::{make_fifo, open_fifo};
 use crate::bundle::{self, Record};
+use crate::cgroup::{self, Cgroup};
+use crate::rootfs;
 use crate::seccomp::Filter;
 use crate::spec::{Rlimit, Seccomp};
-use crate::{cgroup::Cgroup, rootfs};
 
 /// Where libcgroups looks for hierarchies.
 const CGROUP_ROOT: &str = "/sys/fs/cgroup";
+/// linux/sched.h; `libc` has it as a number that overflowed.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 /// What a report or an exec error may have: one atomic write to a pipe.
 pub const MAX_REPORT_BYTES: usize = 4000;
 
@@ -98,14 +101,22 @@ pub fn fork(record: &Record, stdio: [OwnedFd; 3]) -> io::Result<(Making, OwnedFd
     let (report, report_writer) = pipe_with(PipeFlags::CLOEXEC)?;
     let (executed, executed_writer) = pipe_with(PipeFlags::CLOEXEC)?;
     rustix::fs::fcntl_setfl(&executed, OFlags::NONBLOCK)?;
+    let born_in = match &record.cgroup {
+        Cgroup::V2(dir) => {
+            record.cgroup.create(&record.spec.resources, record.spec.privileged)?;
+            Some(dir)
+        }
+        Cgroup::V1(_) => record.keepers.iter().find(|dir| cgroup::is_v2(dir)),
+    };
     // SAFETY: the keeper has one thread, so the child may go on like an ordinary process.
-    match unsafe { nix::unistd::fork()? } {
-        ForkResult::Parent { child } => Ok((Making { report, child: child.as_raw() }, executed)),
-        ForkResult::Child => {
+    match unsafe { fork_into(born_in.map(PathBuf::as_path))? } {
+        Forked::Parent(child) => Ok((Making { report, child }, executed)),
+        Forked::Child { is_in } => {
             let mut kept: Vec<RawFd> = stdio.iter().map(AsRawFd::as_raw_fd).collect();
             kept.extend([report_writer.as_raw_fd(), executed_writer.as_raw_fd()]);
             close_all_but(kept);
-            let report = match run(record, stdio, executed_writer.as_raw_fd()) {
+            let joined = step("join cgroups", join(record, born_in.filter(|_| is_in)));
+            let report = match joined.and_then(|()| run(record, stdio, executed_writer.as_raw_fd())) {
                 Ok(pid) => pid.to_string(),
                 Err(reason) => format!("!{reason}"),
             };
@@ -115,6 +126,54 @@ pub fn fork(record: &Record, stdio: [OwnedFd; 3]) -> io::Result<(Making, OwnedFd
             unsafe { libc::_exit(0) }
         }
     }
+}
+
+enum Forked {
+    Parent(i32),
+    /// Whether it was born in the cgroup.
+    Child {
+        is_in: bool,
+    },
+}
+
+/// Forks, on v2 right into a cgroup: a later move waits for a grace period of RCU, which takes milliseconds.
+///
+/// # Safety
+/// As fork(2): the process has one thread.
+unsafe fn fork_into(cgroup: Option<&Path>) -> io::Result<Forked> {
+    if let Some(cgroup) = cgroup {
+        let dir = fs::File::open(cgroup)?;
+        // SAFETY: all zero is a valid value of these plain numbers.
+        let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+        args.flags = CLONE_INTO_CGROUP;
+        args.exit_signal = libc::SIGCHLD as u64;
+        args.cgroup = dir.as_raw_fd() as u64;
+        // SAFETY: without CLONE_VM it is a fork; `args` lives across the call.
+        match unsafe { libc::syscall(libc::SYS_clone3, &args, size_of::<libc::clone_args>()) } {
+            0 => return Ok(Forked::Child { is_in: true }),
+            child @ 1.. => return Ok(Forked::Parent(child as i32)),
+            // Before Linux 5.7, or where the machine does not let us.
+            _ => {}
+        }
+    }
+    // SAFETY: the caller's promise.
+    match unsafe { nix::unistd::fork()? } {
+        ForkResult::Parent { child } => Ok(Forked::Parent(child.as_raw())),
+        ForkResult::Child => Ok(Forked::Child { is_in: false }),
+    }
+}
+
+/// Moves the child, and so the container, to its cgroups, and out of the daemon's in hierarchies that only track.
+fn join(record: &Record, born_in: Option<&PathBuf>) -> io::Result<()> {
+    if let Cgroup::V1(_) = record.cgroup {
+        for dir in record.keepers.iter().filter(|dir| Some(*dir) != born_in) {
+            // As for the keeper itself: where the machine refuses, a session of its own must do.
+            let _ = cgroup::join(dir);
+        }
+        record.cgroup.create(&record.spec.resources, record.spec.privileged)?;
+        return record.cgroup.join();
+    }
+    if born_in.is_some() { Ok(()) } else { record.cgroup.join() }
 }
 
 impl Making {
@@ -167,8 +226,6 @@ fn run(record: &Record, stdio: [OwnedFd; 3], executed: RawFd) -> Result<i32, Str
     for limit in &spec.rlimits {
         set_rlimit(limit);
     }
-    step("make cgroups", record.cgroup.create(&spec.resources, spec.privileged))?;
-    step("join cgroups", record.cgroup.join())?;
     step("leave the machine's mount namespace", leave_mount_namespace())?;
     let shown = if spec.mounts.iter().any(|mount| mount.target == Path::new(CGROUP_ROOT)) {
         Vec::new()

@@ -144,6 +144,7 @@ impl Keeper {
             return self.fail(index, Step::Exec, format!("wake the container's first process: {error}"));
         }
         self.started_at = Some(now);
+        self.reap();
         match &self.executed {
             Some(pipe) => {
                 self.starting = true;
