@@ -40,7 +40,7 @@ pub enum Error {
     #[error("layer {digest} is refused")]
     Layer { digest: Digest, source: oci::layer::Error },
     #[error("index {digest} has no image for {platform}")]
-    NoPlatform { digest: Digest, platform: Platform },
+    NoPlatform { digest: Digest, platform: Box<Platform> },
     #[error("image {0} is not in the store")]
     NameUnknown(String),
     #[error("{} has a format that this version does not read", path.display())]

@@ -68,7 +68,7 @@ impl Store {
                 Content::Index(index) => {
                     let chosen = index.select(platform).ok_or_else(|| Error::NoPlatform {
                         digest: digest.clone(),
-                        platform: platform.clone(),
+                        platform: Box::new(platform.clone()),
                     })?;
                     digest = chosen.digest.clone();
                 }
@@ -81,7 +81,7 @@ impl Store {
                 }
             }
         }
-        Err(Error::NoPlatform { digest, platform: platform.clone() })
+        Err(Error::NoPlatform { digest, platform: Box::new(platform.clone()) })
     }
 
     /// The folder of the tree of the first `count` layers.

@@ -143,7 +143,7 @@ fn corpus() -> Vec<(&'static str, Vec<u8>, &'static str)> {
             "SchemaVersion",
         ),
         ("duplicate index", refiled(|files| files.push(files[1].clone())), "Duplicate"),
-        ("one manifest listed with two sizes", refiled(list_twice), "Conflict"),
+        ("one manifest listed with two sizes", refiled(|files| list_twice(files)), "Conflict"),
         (
             "unknown manifest media type",
             refiled(|files| reindex(files, br#"{"schemaVersion":2}"#, "text/html")),
@@ -196,12 +196,12 @@ fn unnamed() -> Vec<(String, Vec<u8>)> {
 }
 
 /// Makes the index list other bytes as the image's manifest.
-fn reindex(files: &mut Vec<(String, Vec<u8>)>, manifest: &[u8], media_type: &str) {
+fn reindex(files: &mut [(String, Vec<u8>)], manifest: &[u8], media_type: &str) {
     files[1].1 = Index::new(vec![Descriptor::of(media_type, manifest)]).to_vec();
     files[2] = blob(manifest);
 }
 
-fn list_twice(files: &mut Vec<(String, Vec<u8>)>) {
+fn list_twice(files: &mut [(String, Vec<u8>)]) {
     let mut index: Index = serde_json::from_slice(&files[1].1).unwrap();
     let mut other = index.manifests[0].clone();
     other.size += 1;

@@ -276,7 +276,7 @@ mod tests {
         let path = dir.path().join("config.json");
         std::fs::write(&path, r#"{"credHelpers":{"ghcr.io":"x"}}"#).unwrap();
         assert!(matches!(save(&path, "ghcr.io", Some(&basic("u", "p"))), Err(Error::UsesHelper { .. })));
-        std::fs::write(&path, "[]").unwrap();
+        std::fs::write(&path, "no json").unwrap();
         assert!(matches!(Credentials::load(&path), Err(Error::Parse { .. })));
     }
 }

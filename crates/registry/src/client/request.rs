@@ -6,6 +6,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Empty, Full, Limited, StreamBody};
 use hyper::body::{Frame, Incoming};
+use hyper_util::client::legacy;
 use tokio::time::{sleep, timeout};
 
 use super::{
@@ -113,9 +114,7 @@ impl Client {
             let response = match self.follow(endpoint, &call, &what, authorization.clone()).await {
                 Ok(response) => response,
                 // Whatever was to be sent may be sent again: names are digests, and uploads start anew.
-                Err(Error::Connect { .. } | Error::Timeout { .. })
-                    if tries < TRIES_MAX && call.method != Method::POST && !is_local(endpoint) =>
-                {
+                Err(error) if tries < TRIES_MAX && is_passing(&error, endpoint) => {
                     sleep(wait(tries, None)).await;
                     tries += 1;
                     continue;
@@ -228,8 +227,17 @@ async fn body(source: Option<&Source>) -> Result<(Body, u64)> {
     }
 }
 
-fn is_local(endpoint: &Endpoint) -> bool {
-    endpoint.origin.starts_with("http://127.") || endpoint.origin.starts_with("http://localhost")
+/// May it be better in a moment? On this machine, nobody who refuses a connection now will accept one then.
+fn is_passing(error: &Error, endpoint: &Endpoint) -> bool {
+    let is_local = ["http://127.", "http://localhost", "http://[::1]"];
+    match error {
+        Error::Connect { source, .. } => {
+            let refused = source.downcast_ref::<legacy::Error>().is_some_and(legacy::Error::is_connect);
+            !(refused && is_local.iter().any(|origin| endpoint.origin.starts_with(origin)))
+        }
+        Error::Timeout { .. } => true,
+        _ => false,
+    }
 }
 
 fn is_busy(status: StatusCode) -> bool {

@@ -2,7 +2,7 @@
 
 use axum::{
     Json,
-    http::{HeaderMap, HeaderName, HeaderValue, StatusCode},
+    http::{HeaderName, HeaderValue, StatusCode},
     response::{IntoResponse, Response},
 };
 use images::Error;
@@ -82,12 +82,12 @@ pub(super) struct Failure {
     code: Code,
     status: StatusCode,
     message: String,
-    headers: HeaderMap,
+    headers: Vec<(HeaderName, HeaderValue)>,
 }
 
 impl Failure {
     pub fn new(code: Code, message: impl Into<String>) -> Self {
-        Failure { code, status: code.status(), message: message.into(), headers: HeaderMap::new() }
+        Failure { code, status: code.status(), message: message.into(), headers: Vec::new() }
     }
 
     pub fn status(mut self, status: StatusCode) -> Self {
@@ -96,7 +96,7 @@ impl Failure {
     }
 
     pub fn header(mut self, name: impl Into<HeaderName>, value: HeaderValue) -> Self {
-        self.headers.insert(name.into(), value);
+        self.headers.push((name.into(), value));
         self
     }
 }

@@ -122,6 +122,3 @@ fn query(request: &Request) -> Vec<(String, String)> {
 fn parameter(request: &Request, name: &str) -> Option<String> {
     query(request).into_iter().find(|(key, _)| key == name).map(|(_, value)| value)
 }
-
-#[cfg(test)]
-mod tests;
