@@ -1,0 +1,68 @@
+//! The console's listener: health and metrics of the daemon.
+
+use axum::extract::Request;
+use axum::http::{StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use lifecycle::Scope;
+use tokio::net::TcpListener;
+
+/// Serves `/metrics` and `/healthz` until the scope ends.
+pub fn serve(listener: TcpListener, scope: &Scope) {
+    let router = axum::Router::new()
+        .route("/healthz", get(async || "ok"))
+        .route("/metrics", get(metrics))
+        .layer(axum::middleware::from_fn(own_host_only));
+    let token = scope.token();
+    scope.spawn_graceful("console", async move {
+        let served = axum::serve(listener, router).with_graceful_shutdown(token.cancelled_owned());
+        if let Err(error) = served.await {
+            tracing::error!(%error, "serve the console");
+        }
+    });
+}
+
+async fn metrics() -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, lifecycle::metrics::CONTENT_TYPE)], lifecycle::metrics::encode())
+}
+
+/// Refuses requests that a web page made a browser send here: their `Host` or `Origin` names another site.
+pub async fn own_host_only(request: Request, next: Next) -> Response {
+    let text = |name: header::HeaderName| {
+        request.headers().get(name).map(|value| value.to_str().unwrap_or("?").to_owned())
+    };
+    let authority = request.uri().authority().map(|authority| authority.as_str().to_owned());
+    let host = text(header::HOST).or(authority);
+    let origin = text(header::ORIGIN);
+    let origin = origin.as_deref().map(|origin| origin.split_once("://").map_or(origin, |(_, host)| host));
+    if host.as_deref().is_some_and(is_own) && origin.is_none_or(is_own) {
+        next.run(request).await
+    } else {
+        (StatusCode::FORBIDDEN, "this listener answers on loopback names only\n").into_response()
+    }
+}
+
+/// A loopback name or address, with any port.
+fn is_own(host: &str) -> bool {
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        _ => host,
+    };
+    matches!(name, "localhost" | "127.0.0.1" | "[::1]")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_own;
+
+    #[test]
+    fn only_loopback_names_are_our_own() {
+        for host in ["localhost", "localhost:5050", "127.0.0.1:7070", "[::1]:7070", "[::1]"] {
+            assert!(is_own(host), "{host}");
+        }
+        for host in ["example.com", "localhost.example.com:5050", "127.0.0.1.nip.example", "?", ""] {
+            assert!(!is_own(host), "{host}");
+        }
+    }
+}

@@ -1,0 +1,283 @@
+//! The daemon: API server, controllers, node agent and registry in one process.
+//!
+//! Opened in this order, because each needs the one before: state folder (whose lock makes this the only daemon) →
+//! network → stores → API server → controllers, node, registry → proxy. Ended in the opposite one. Containers, the
+//! proxy and its sockets stay when the daemon goes, whichever way it goes.
+
+mod console;
+mod kubeconfig;
+mod log;
+mod pki;
+mod proxy;
+mod state;
+mod teardown;
+mod user;
+
+pub use teardown::remove_outside;
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use lifecycle::Scope;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::access::Endpoints;
+use pki::Authority;
+use state::{LISTENERS, Listener, State};
+
+/// How long tasks may take to end when the daemon is told to stop.
+const STOP_SECONDS: u64 = 10;
+
+/// Runs the daemon until SIGTERM or SIGINT. `ready` is called once, when everything answers.
+pub fn run(state_dir: &Path, ready: &mut dyn FnMut()) -> Result<()> {
+    let state = State::open(state_dir)?;
+    log::start(&crate::access::log_path(&state.dir)).context("open the daemon's log")?;
+    let _lock =
+        durable::Lock::acquire(&state.lock_path()).context("another daemon owns this state folder")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(worker_threads())
+        .enable_all()
+        .build()
+        .context("start the runtime")?;
+    let result = runtime.block_on(serve(state, ready));
+    // What still runs on the blocking pool has no one left who waits for it.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    result
+}
+
+fn worker_threads() -> usize {
+    std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 8)
+}
+
+async fn serve(state: State, ready: &mut dyn FnMut()) -> Result<()> {
+    tracing::info!(state = %state.dir.display(), instance = state.instance, "daemon starts");
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let scope = Scope::new("daemon");
+    start(&state, &scope).await?;
+    tracing::info!("ready");
+    ready();
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("daemon stops; containers go on");
+    let unfinished = scope.shutdown(Duration::from_secs(STOP_SECONDS)).await;
+    if !unfinished.is_empty() {
+        tracing::warn!(?unfinished, "tasks were cut off");
+    }
+    Ok(())
+}
+
+async fn start(state: &State, scope: &Scope) -> Result<()> {
+    let network = {
+        let config = network::Config { state_dir: state.dir.clone(), instance: state.instance.clone() };
+        tokio::task::spawn_blocking(move || network::Network::open(config))
+            .await?
+            .context("open the network")?
+    };
+    let authority = Authority::open(&state.dir.join("ca")).context("open the certificate authority")?;
+    let kept = proxy::Kept::take(state, scope).await;
+    let listeners = Listeners::open(state, &kept)?;
+    let endpoints = listeners.endpoints()?;
+    state::write_endpoints(&state.dir, &endpoints)?;
+
+    let images = images::Store::open(&state.dir).context("open the image store")?;
+    let objects = store::Store::open(&state.dir.join("store"), store::Options::default())
+        .context("open the object store")?;
+    let pod_facing = SocketAddr::from((network.router_ip(), API_PORT_IN_ROUTER));
+    let service_cidr = network.service_cidr();
+    let server = apiserver::Server::open(apiserver::Config {
+        service_cidr: (service_cidr.address(), service_cidr.prefix()),
+        advertise: Some(pod_facing),
+        ..apiserver::Config::new(objects)
+    })
+    .await
+    .context("open the API server")?;
+
+    issue(state, &authority, &endpoints)?;
+    serve_api(&server, &authority, &network, &listeners, pod_facing, scope)?;
+    serve_registry(state, &images, &listeners, scope)?;
+    console::serve(listeners.tokio("console")?, scope);
+
+    let node = start_node(state, &server, &network, images, scope)?;
+    server.set_kubelet(node.router());
+    let identities = server.clone();
+    let client_for = move |user: &str| {
+        let identity = match user {
+            controllers::SCHEDULER_USER => apiserver::Identity::scheduler(),
+            _ => apiserver::Identity::controllers(),
+        };
+        identities.client(identity)
+    };
+    controllers::start(client_for, scope);
+    proxy::hold(state, kept, listeners.named(), server.client(apiserver::Identity::admin()), scope)
+}
+
+/// Where Pods find the API server: the router's address and the port that `kubernetes.default.svc` leads to.
+const API_PORT_IN_ROUTER: u16 = 6443;
+
+/// The daemon's listening sockets, as the standard library's: duplicates go to the proxy.
+struct Listeners {
+    sockets: Vec<(&'static Listener, std::net::TcpListener)>,
+}
+
+impl Listeners {
+    /// Takes each from the proxy, if that holds it from an earlier daemon, or binds it.
+    fn open(state: &State, kept: &proxy::Kept) -> Result<Self> {
+        let known = Endpoints::read(&state.dir)
+            .map_err(|failure| anyhow::anyhow!("{failure}"))
+            .context("read the addresses of an earlier start")?
+            .unwrap_or_default();
+        let mut sockets = Vec::new();
+        for listener in LISTENERS {
+            let socket = match kept.listener(listener.name) {
+                Some(socket) => socket,
+                None => state::bind(listener, state::known_port(&known, listener.name))?,
+            };
+            socket.set_nonblocking(true)?;
+            sockets.push((listener, socket));
+        }
+        Ok(Self { sockets })
+    }
+
+    fn get(&self, name: &str) -> Result<&std::net::TcpListener> {
+        let found = self.sockets.iter().find(|(listener, _)| listener.name == name);
+        found.map(|(_, socket)| socket).with_context(|| format!("there is no listener {name}"))
+    }
+
+    fn tokio(&self, name: &str) -> Result<tokio::net::TcpListener> {
+        Ok(tokio::net::TcpListener::from_std(self.get(name)?.try_clone()?)?)
+    }
+
+    /// Duplicates with their names, for the proxy to hold.
+    fn named(&self) -> Vec<(&'static str, std::net::TcpListener)> {
+        let duplicates = self
+            .sockets
+            .iter()
+            .filter_map(|(listener, socket)| Some((listener.name, socket.try_clone().ok()?)));
+        duplicates.collect()
+    }
+
+    fn endpoints(&self) -> Result<Endpoints> {
+        let address = |name: &str| -> Result<String> {
+            let found = self.sockets.iter().find(|(listener, _)| listener.name == name);
+            let (listener, socket) = found.with_context(|| format!("there is no listener {name}"))?;
+            Ok(format!("{}://{}", listener.scheme, socket.local_addr()?))
+        };
+        Ok(Endpoints {
+            kubernetes: address("kubernetes")?,
+            registry: address("registry")?,
+            console: address("console")?,
+        })
+    }
+}
+
+/// Writes the kubeconfigs: root's, the proxy's, and that of the user behind sudo.
+fn issue(state: &State, authority: &Authority, endpoints: &Endpoints) -> Result<()> {
+    let admin = authority.client("admin", Some("system:masters"))?;
+    kubeconfig::write(&state.dir.join("kubeconfig"), &endpoints.kubernetes, authority, "admin", &admin)?;
+    let user = "system:gantry:proxy";
+    let issued = authority.client(user, Some("system:gantry"))?;
+    kubeconfig::write(&state.run("proxy.kubeconfig"), &endpoints.kubernetes, authority, user, &issued)?;
+    let token = state.registry_token()?;
+    user::issue(&endpoints.kubernetes, authority, &token)
+}
+
+fn serve_api(
+    server: &apiserver::Server,
+    authority: &Authority,
+    network: &network::Network,
+    listeners: &Listeners,
+    pod_facing: SocketAddr,
+    scope: &Scope,
+) -> Result<()> {
+    let mut names: Vec<String> = ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc"]
+        .into_iter()
+        .map(str::to_owned)
+        .collect();
+    names.push("kubernetes.default.svc.cluster.local".to_owned());
+    let addresses: Vec<IpAddr> = vec![
+        Ipv4Addr::LOCALHOST.into(),
+        std::net::Ipv6Addr::LOCALHOST.into(),
+        network.api_ip().into(),
+        network.router_ip().into(),
+    ];
+    let tls = authority.server_config(&names, &addresses).context("make the API server's certificate")?;
+    let inside = network
+        .run_in(network::Place::Router, move || std::net::TcpListener::bind(pod_facing))
+        .context("enter the router's namespace")?
+        .with_context(|| format!("listen on {pod_facing} for Pods"))?;
+    inside.set_nonblocking(true)?;
+    for listener in [listeners.tokio("kubernetes")?, tokio::net::TcpListener::from_std(inside)?] {
+        let (server, tls, inner) = (server.clone(), Arc::clone(&tls), scope.clone());
+        scope.spawn_graceful("kubernetes api", async move {
+            if let Err(error) = server.serve(listener, tls.as_ref().clone(), &inner).await {
+                tracing::error!(error = %anyhow::Error::from(error), "serve the Kubernetes API");
+            }
+        });
+    }
+    Ok(())
+}
+
+fn serve_registry(state: &State, images: &images::Store, listeners: &Listeners, scope: &Scope) -> Result<()> {
+    let auth = registry::server::Auth::Tokens(vec![state.registry_token()?]);
+    let router = registry::server::router(images.clone(), auth);
+    let router = router.layer(axum::middleware::from_fn(console::own_host_only));
+    let listener = listeners.tokio("registry")?;
+    let token = scope.token();
+    scope.spawn_graceful("registry", async move {
+        let served = axum::serve(listener, router).with_graceful_shutdown(token.cancelled_owned());
+        if let Err(error) = served.await {
+            tracing::error!(%error, "serve the registry");
+        }
+    });
+    Ok(())
+}
+
+fn start_node(
+    state: &State,
+    server: &apiserver::Server,
+    network: &network::Network,
+    images: images::Store,
+    scope: &Scope,
+) -> Result<node::Node> {
+    let exe = std::env::current_exe().context("find the gantry binary")?;
+    let runtime = runtime::Runtime::open(runtime::Config {
+        state_dir: state.dir.clone(),
+        instance: state.instance.clone(),
+        exe,
+    })
+    .context("open the container runtime")?;
+    let name = node_name();
+    let node = node::Node::open(node::Config {
+        client: server.client(apiserver::Identity::node(&name)),
+        node_name: name,
+        state_dir: state.dir.clone(),
+        images,
+        registries: registry::Config::default(),
+        runtime,
+        network: network.clone(),
+        kubelet_port: None,
+    })
+    .context("open the node agent")?;
+    let (agent, inner) = (node.clone(), scope.clone());
+    scope.spawn_graceful("node", async move { agent.run(&inner).await });
+    Ok(node)
+}
+
+/// The host's name as a DNS label.
+fn node_name() -> String {
+    let name = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default();
+    let label: String = name
+        .to_ascii_lowercase()
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' })
+        .take(63)
+        .collect();
+    let label = label.trim_matches(['-', '.']).to_owned();
+    if label.is_empty() { "gantry".to_owned() } else { label }
+}

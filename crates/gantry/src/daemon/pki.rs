@@ -1,0 +1,217 @@
+//! The certificate authority of a state folder, and what it issues.
+//!
+//! ```text
+//! ca/ca.crt ca/ca.key        made once, valid for ten years
+//! ca/server.crt server.key   for the API server; renewed when its names change or its time runs out
+//! ```
+//!
+//! Client certificates are issued when they are asked for and live in the kubeconfig that carries them. A subject's
+//! common name is the user, its organisation the user's group (Kubernetes' X.509 convention).
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use jiff::Timestamp;
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, SanType,
+};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+
+const DAY_SECONDS: i64 = 24 * 3600;
+const CA_DAYS: i64 = 3650;
+const LEAF_DAYS: i64 = 365;
+/// A certificate that runs out sooner is replaced at the next start.
+const RENEW_DAYS: i64 = 60;
+/// Clocks of clients may be behind by this much.
+const SKEW_SECONDS: i64 = 3600;
+
+/// The authority.
+pub struct Authority {
+    dir: PathBuf,
+    pem: String,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+/// A certificate and its key, in PEM.
+#[derive(Clone)]
+pub struct Issued {
+    pub certificate: String,
+    pub key: String,
+}
+
+impl Authority {
+    /// Opens the authority in `dir`, or makes it.
+    pub fn open(dir: &Path) -> Result<Self> {
+        durable::create_dir_all_with_mode(dir, 0o700).with_context(|| format!("make {}", dir.display()))?;
+        let (certificate_path, key_path) = (dir.join("ca.crt"), dir.join("ca.key"));
+        if !certificate_path.exists() {
+            let key = KeyPair::generate()?;
+            let mut params = CertificateParams::default();
+            params.distinguished_name = name("gantry", None);
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            params.key_usages = vec![
+                KeyUsagePurpose::KeyCertSign,
+                KeyUsagePurpose::CrlSign,
+                KeyUsagePurpose::DigitalSignature,
+            ];
+            valid_for(&mut params, CA_DAYS)?;
+            let certificate = params.self_signed(&key)?;
+            // The key first: a certificate without its key would be taken for a whole authority.
+            durable::write_with_mode(&key_path, key.serialize_pem().as_bytes(), 0o600)?;
+            durable::write(&certificate_path, certificate.pem().as_bytes())?;
+        }
+        let read =
+            |path: &Path| std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()));
+        let pem = read(&certificate_path)?;
+        let key =
+            KeyPair::from_pem(&read(&key_path)?).with_context(|| format!("read {}", key_path.display()))?;
+        let issuer = Issuer::from_ca_cert_pem(&pem, key)
+            .with_context(|| format!("read {}", certificate_path.display()))?;
+        Ok(Self { dir: dir.to_owned(), pem, issuer })
+    }
+
+    /// The authority's own certificate, in PEM.
+    pub fn certificate(&self) -> &str {
+        &self.pem
+    }
+
+    /// A client certificate for `user` in `group`.
+    pub fn client(&self, user: &str, group: Option<&str>) -> Result<Issued> {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = name(user, group);
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        self.issue(params)
+    }
+
+    fn issue(&self, mut params: CertificateParams) -> Result<Issued> {
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
+        valid_for(&mut params, LEAF_DAYS)?;
+        let key = KeyPair::generate()?;
+        let certificate = params.signed_by(&key, &self.issuer)?;
+        Ok(Issued { certificate: certificate.pem(), key: key.serialize_pem() })
+    }
+
+    /// The API server's certificate for these names and addresses: the one on disk if it still fits.
+    fn server(&self, names: &[String], addresses: &[IpAddr]) -> Result<Issued> {
+        let (certificate_path, key_path) = (self.dir.join("server.crt"), self.dir.join("server.key"));
+        if let (Ok(certificate), Ok(key)) =
+            (std::fs::read_to_string(&certificate_path), std::fs::read_to_string(&key_path))
+            && fits(&certificate, &key, names, addresses)
+        {
+            return Ok(Issued { certificate, key });
+        }
+        let mut params = CertificateParams::default();
+        params.distinguished_name = name("kube-apiserver", None);
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        for one in names {
+            params.subject_alt_names.push(SanType::DnsName(one.as_str().try_into()?));
+        }
+        params.subject_alt_names.extend(addresses.iter().map(|address| SanType::IpAddress(*address)));
+        let issued = self.issue(params)?;
+        durable::write_with_mode(&key_path, issued.key.as_bytes(), 0o600)?;
+        durable::write(&certificate_path, issued.certificate.as_bytes())?;
+        Ok(issued)
+    }
+
+    /// What the API server's listeners speak: HTTP/2 or 1.1, a client certificate of this authority or none.
+    pub fn server_config(&self, names: &[String], addresses: &[IpAddr]) -> Result<Arc<rustls::ServerConfig>> {
+        let issued = self.server(names, addresses)?;
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(self.pem.as_bytes())?)?;
+        let clients = WebPkiClientVerifier::builder(Arc::new(roots)).allow_unauthenticated().build()?;
+        let chain =
+            CertificateDer::pem_slice_iter(issued.certificate.as_bytes()).collect::<Result<Vec<_>, _>>()?;
+        let key = PrivateKeyDer::from_pem_slice(issued.key.as_bytes())?;
+        let mut config = rustls::ServerConfig::builder()
+            .with_client_cert_verifier(clients)
+            .with_single_cert(chain, key)?;
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        Ok(Arc::new(config))
+    }
+}
+
+fn name(user: &str, group: Option<&str>) -> DistinguishedName {
+    let mut name = DistinguishedName::new();
+    if let Some(group) = group {
+        name.push(DnType::OrganizationName, group);
+    }
+    name.push(DnType::CommonName, user);
+    name
+}
+
+fn valid_for(params: &mut CertificateParams, days: i64) -> Result<()> {
+    let now = Timestamp::now().as_second();
+    let date = |seconds: i64| -> Result<_> {
+        let date = Timestamp::from_second(seconds)?.to_zoned(jiff::tz::TimeZone::UTC).date();
+        Ok(rcgen::date_time_ymd(date.year().into(), date.month().unsigned_abs(), date.day().unsigned_abs()))
+    };
+    params.not_before = date(now - SKEW_SECONDS)?;
+    params.not_after = date(now + days * DAY_SECONDS)?;
+    Ok(())
+}
+
+/// Whether a stored certificate belongs to its key, names all of these, and has time left.
+fn fits(certificate: &str, key: &str, names: &[String], addresses: &[IpAddr]) -> bool {
+    let Ok((_, pem)) = x509_parser::pem::parse_x509_pem(certificate.as_bytes()) else {
+        return false;
+    };
+    let (Ok(parsed), Ok(key)) = (pem.parse_x509(), KeyPair::from_pem(key)) else {
+        return false;
+    };
+    let left = parsed.validity().not_after.timestamp() - Timestamp::now().as_second();
+    if left < RENEW_DAYS * DAY_SECONDS
+        || parsed.public_key().subject_public_key.data.as_ref() != key.public_key_raw()
+    {
+        return false;
+    }
+    let Ok(Some(alternatives)) = parsed.subject_alternative_name() else {
+        return false;
+    };
+    let mut known_names = Vec::new();
+    let mut known_addresses = Vec::new();
+    for one in &alternatives.value.general_names {
+        match one {
+            x509_parser::extensions::GeneralName::DNSName(name) => known_names.push(*name),
+            x509_parser::extensions::GeneralName::IPAddress(bytes) => {
+                let v4 = <[u8; 4]>::try_from(*bytes).map(IpAddr::from);
+                known_addresses.extend(v4.or_else(|_| <[u8; 16]>::try_from(*bytes).map(IpAddr::from)));
+            }
+            _ => {}
+        }
+    }
+    names.iter().all(|name| known_names.contains(&name.as_str()))
+        && addresses.iter().all(|address| known_addresses.contains(address))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_authority_and_a_fitting_server_certificate_are_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = Authority::open(dir.path()).unwrap();
+        let second = Authority::open(dir.path()).unwrap();
+        assert_eq!(first.certificate(), second.certificate());
+        let names = ["localhost".to_owned()];
+        let address = ["127.0.0.1".parse().unwrap()];
+        let one = first.server(&names, &address).unwrap();
+        assert_eq!(one.certificate, second.server(&names, &address).unwrap().certificate);
+        let other = second.server(&["elsewhere".to_owned()], &address).unwrap();
+        assert_ne!(one.certificate, other.certificate);
+    }
+
+    #[test]
+    fn a_client_certificate_names_user_and_group() {
+        let dir = tempfile::tempdir().unwrap();
+        let issued = Authority::open(dir.path()).unwrap().client("ann", Some("system:masters")).unwrap();
+        let (_, pem) = x509_parser::pem::parse_x509_pem(issued.certificate.as_bytes()).unwrap();
+        let subject = pem.parse_x509().unwrap().subject().to_string();
+        assert_eq!(subject, "O=system:masters, CN=ann");
+    }
+}

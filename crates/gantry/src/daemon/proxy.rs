@@ -1,0 +1,129 @@
+//! The proxy seen from the daemon: found or started, its listeners held, replaced when it dies.
+
+use std::fs::OpenOptions;
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::time::Duration;
+
+use ::proxy::handover::{self, Holder, Link};
+use ::proxy::spawn::{self, Process};
+use anyhow::{Context, Result};
+use k8s_openapi::api::coordination::v1::Lease;
+use kube::api::DeleteParams;
+use kube::{Api, Client};
+use lifecycle::Scope;
+
+use super::state::State;
+
+/// Where the proxies' Leases are.
+const NAMESPACE: &str = "gantry-system";
+/// First wait before a proxy that died at once is started again; doubled by each further one.
+const RESTART_MIN: Duration = Duration::from_millis(20);
+const RESTART_MAX: Duration = Duration::from_secs(5);
+/// A proxy that lived this long has not died at once.
+const LIVED: Duration = Duration::from_secs(10);
+
+/// What a proxy that outlived the last daemon holds for this one.
+pub struct Kept {
+    holder: Holder,
+    link: Option<Link>,
+}
+
+impl Kept {
+    /// Links to the proxy of this state folder, if one runs.
+    pub async fn take(state: &State, scope: &Scope) -> Self {
+        let holder = Holder::new("daemon");
+        let link = match handover::connect(&state.dir, &holder, scope).await {
+            Ok(link) => link,
+            Err(error) => {
+                tracing::warn!(error = %anyhow::Error::from(error), "the running proxy does not answer");
+                None
+            }
+        };
+        Self { holder, link }
+    }
+
+    /// A listener of the last daemon, still open.
+    pub fn listener(&self, name: &str) -> Option<TcpListener> {
+        self.holder.take_back(name).map(TcpListener::from)
+    }
+}
+
+/// Gives the proxy this daemon's listeners, and sees to it that there is one until the scope ends.
+pub fn hold(
+    state: &State,
+    kept: Kept,
+    own: Vec<(&'static str, TcpListener)>,
+    client: Client,
+    scope: &Scope,
+) -> Result<()> {
+    for (name, listener) in own {
+        kept.holder.own(name, listener).with_context(|| format!("hold the listener {name}"))?;
+    }
+    kept.holder.drop_returned();
+    let exe = std::env::current_exe().context("find the gantry binary")?;
+    let (state, inner) = (state.clone(), scope.clone());
+    scope.spawn("proxy", async move { keep(&state, &exe, kept, &client, &inner).await });
+    Ok(())
+}
+
+async fn keep(state: &State, exe: &Path, kept: Kept, client: &Client, scope: &Scope) {
+    let Kept { holder, mut link } = kept;
+    let mut wait = RESTART_MIN;
+    loop {
+        let started = tokio::time::Instant::now();
+        let taken = match link.take() {
+            Some(link) => {
+                Process::attach(link.pid()).map(|process| (process, link)).context("find the running proxy")
+            }
+            None => start(state, exe, &holder, scope).await,
+        };
+        match taken {
+            Ok((mut process, link)) => {
+                tracing::info!(pid = process.pid(), lease = link.name(), "proxy");
+                note(state, process.pid());
+                if let Err(error) = process.exited().await {
+                    tracing::error!(%error, "wait for the proxy");
+                }
+                tracing::warn!(pid = process.pid(), "the proxy ended");
+                release(client, link.name()).await;
+            }
+            Err(error) => tracing::error!(error = format!("{error:#}"), "start the proxy"),
+        }
+        if started.elapsed() >= LIVED {
+            wait = RESTART_MIN;
+        } else {
+            tokio::time::sleep(wait).await;
+            wait = (wait * 2).min(RESTART_MAX);
+        }
+    }
+}
+
+async fn start(state: &State, exe: &Path, holder: &Holder, scope: &Scope) -> Result<(Process, Link)> {
+    let path = state.dir.join("logs/proxy.log");
+    let log = OpenOptions::new().append(true).create(true).open(&path);
+    let log = log.with_context(|| format!("open {}", path.display()))?;
+    let folder = state.dir.to_str().context("the state folder's path is no text")?;
+    let (process, end): (Process, OwnedFd) =
+        spawn::start(exe, &["proxy", "--state-dir", folder], log).context("start the proxy")?;
+    let link = Link::establish(end, holder, scope).await.context("hand listeners to the proxy")?;
+    Ok((process, link))
+}
+
+/// The process's number, for people and scripts; the daemon itself goes by the process's descriptor.
+fn note(state: &State, pid: u32) {
+    if let Err(error) = durable::write(&state.run("proxy.pid"), pid.to_string().as_bytes()) {
+        tracing::warn!(%error, "note the proxy's process id");
+    }
+}
+
+/// A Lease is live until it is deleted: the node must not wait for a proxy that is dead.
+async fn release(client: &Client, lease: &str) {
+    let api = Api::<Lease>::namespaced(client.clone(), NAMESPACE);
+    match api.delete(lease, &DeleteParams::default()).await {
+        Ok(_) => {}
+        Err(kube::Error::Api(status)) if status.code == 404 => {}
+        Err(error) => tracing::warn!(%error, lease, "delete the dead proxy's lease"),
+    }
+}

@@ -1,0 +1,185 @@
+//! The state folder: who owns it, what it is called, which addresses it listens on.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use rand::Rng;
+
+use crate::access::Endpoints;
+
+/// A state folder. Everything outside it that belongs to it carries `instance`.
+#[derive(Clone, Debug)]
+pub struct State {
+    pub dir: PathBuf,
+    /// 8 lower-case hexadecimal characters.
+    pub instance: String,
+}
+
+impl State {
+    /// Opens the folder, or makes it.
+    pub fn open(dir: &Path) -> Result<Self> {
+        durable::create_dir_all(dir).with_context(|| format!("make the state folder {}", dir.display()))?;
+        let dir = dir.canonicalize().with_context(|| format!("find {}", dir.display()))?;
+        for inner in ["run", "logs"] {
+            durable::create_dir_all_with_mode(&dir.join(inner), 0o711)?;
+        }
+        let path = dir.join("instance");
+        let instance = match std::fs::read_to_string(&path) {
+            Ok(text) => text.trim().to_owned(),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                let instance = format!("{:08x}", rand::rng().random::<u32>());
+                durable::write(&path, instance.as_bytes())
+                    .with_context(|| format!("write {}", path.display()))?;
+                instance
+            }
+            Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
+        };
+        if instance.len() != 8 || !instance.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
+            bail!("{} does not hold an instance's name", path.display());
+        }
+        Ok(Self { dir, instance })
+    }
+
+    /// Opens the folder only if it is one.
+    pub fn existing(dir: &Path) -> Result<Option<Self>> {
+        if dir.join("instance").exists() { Self::open(dir).map(Some) } else { Ok(None) }
+    }
+
+    /// A path in the folder for sockets and process ids.
+    pub fn run(&self, name: &str) -> PathBuf {
+        self.dir.join("run").join(name)
+    }
+
+    /// The lock of the daemon that owns the folder; its file holds the owner's process id.
+    pub fn lock_path(&self) -> PathBuf {
+        self.run("daemon.lock")
+    }
+
+    /// The token that registry writes need.
+    pub fn registry_token_path(&self) -> PathBuf {
+        self.dir.join("registry-token")
+    }
+
+    /// The registry's token; made at first start, readable by root only.
+    pub fn registry_token(&self) -> Result<String> {
+        let path = self.registry_token_path();
+        match std::fs::read_to_string(&path) {
+            Ok(token) => Ok(token.trim().to_owned()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                let bytes: [u8; 24] = rand::rng().random();
+                let token: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+                durable::write_with_mode(&path, token.as_bytes(), 0o600)
+                    .with_context(|| format!("write {}", path.display()))?;
+                Ok(token)
+            }
+            Err(error) => Err(error).with_context(|| format!("read {}", path.display())),
+        }
+    }
+}
+
+/// A listener of the daemon.
+pub struct Listener {
+    /// Its name in `endpoints.json` and in the hand-over to the proxy.
+    pub name: &'static str,
+    /// The port that is tried first.
+    pub port: u16,
+    /// `http` or `https`.
+    pub scheme: &'static str,
+    /// What it serves.
+    pub about: &'static str,
+}
+
+/// Every listener, sorted by name; all on loopback.
+pub static LISTENERS: &[Listener] = &[
+    Listener { name: "console", port: 7070, scheme: "http", about: "metrics and health of the daemon" },
+    Listener { name: "kubernetes", port: 6443, scheme: "https", about: "the Kubernetes API" },
+    Listener { name: "registry", port: 5050, scheme: "http", about: "the OCI registry" },
+];
+
+/// Ports that are tried after the usual one.
+const PORTS_TRIED: u16 = 200;
+
+/// The port that an earlier start chose for a listener.
+pub fn known_port(endpoints: &Endpoints, name: &str) -> Option<u16> {
+    let address = match name {
+        "console" => &endpoints.console,
+        "kubernetes" => &endpoints.kubernetes,
+        _ => &endpoints.registry,
+    };
+    address.rsplit_once(':')?.1.parse().ok()
+}
+
+/// Writes `endpoints.json`, readable by everyone: addresses are no secret.
+pub fn write_endpoints(dir: &Path, endpoints: &Endpoints) -> Result<()> {
+    let path = dir.join("endpoints.json");
+    let text = serde_json::to_vec_pretty(endpoints)?;
+    durable::write(&path, &text).with_context(|| format!("write {}", path.display()))
+}
+
+/// Binds a listener. At first start the next free port is taken if the usual one is not free; later the port is the
+/// one that clients know, and a taken one is an error.
+pub fn bind(listener: &Listener, known: Option<u16>) -> Result<TcpListener> {
+    let at = |port: u16| TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+    if let Some(port) = known {
+        return at(port).with_context(|| {
+            let holder = network::holder(network::Protocol::Tcp, port).ok().flatten();
+            let holder = holder.map_or_else(
+                || "another program".to_owned(),
+                |holder| format!("{} (process {})", holder.name, holder.pid),
+            );
+            format!("listen on 127.0.0.1:{port} for {}: the port is taken by {holder}", listener.about)
+        });
+    }
+    for port in listener.port..listener.port.saturating_add(PORTS_TRIED) {
+        match at(port) {
+            Ok(bound) => {
+                if port != listener.port {
+                    tracing::info!(
+                        usual = listener.port,
+                        port,
+                        listener = listener.name,
+                        "the usual port is taken"
+                    );
+                }
+                return Ok(bound);
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {}
+            Err(error) => return Err(error).with_context(|| format!("listen on 127.0.0.1:{port}")),
+        }
+    }
+    bail!("{PORTS_TRIED} ports from {} on are taken", listener.port)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_sorted_unique_and_documented() {
+        assert!(LISTENERS.windows(2).all(|pair| pair[0].name < pair[1].name));
+        assert!(LISTENERS.iter().all(|row| !row.about.is_empty()));
+    }
+
+    #[test]
+    fn a_state_folder_keeps_its_name_and_token() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(State::existing(&dir.path().join("s")).unwrap().is_none());
+        let first = State::open(&dir.path().join("s")).unwrap();
+        let second = State::open(&dir.path().join("s")).unwrap();
+        assert_eq!(first.instance, second.instance);
+        assert_eq!(first.registry_token().unwrap(), second.registry_token().unwrap());
+        std::fs::write(first.dir.join("instance"), "../../etc").unwrap();
+        assert!(State::open(&first.dir).is_err());
+    }
+
+    #[test]
+    fn at_first_start_the_next_free_port_is_taken_and_later_a_taken_one_is_an_error() {
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = taken.local_addr().unwrap().port();
+        let listener = Listener { name: "x", port, scheme: "http", about: "a test" };
+        assert_ne!(bind(&listener, None).unwrap().local_addr().unwrap().port(), port);
+        let error = format!("{:#}", bind(&listener, Some(port)).unwrap_err());
+        assert!(error.contains("the port is taken by"), "{error}");
+    }
+}
