@@ -169,6 +169,8 @@ pub(crate) fn refuse_invalid(kind: &Kind, name: &str, errors: &[field::Error]) -
     if errors.is_empty() {
         return Ok(());
     }
+    // A second view of another row's objects is refused in that row's name.
+    let kind = kind.stored_as.map_or(kind, |stored| stored.kind);
     Err(Status::invalid(Target { group: kind.group, resource: kind.kind, name }, errors))
 }
 

@@ -1,11 +1,14 @@
 //! Bodies into objects.
 
+use std::borrow::Cow;
+
 use resources::kind::Kind;
+use resources::protobuf;
 use resources::schema::{self, Schema};
 use resources::status::Status;
 use serde_json::Value;
 
-use crate::negotiate::Format;
+use crate::negotiate::BodyFormat;
 use crate::object;
 use crate::query::FieldValidation;
 
@@ -14,20 +17,38 @@ pub(crate) fn schema_of(kind: &Kind) -> Result<&'static Schema, Status> {
     schema::of(kind.schema).ok_or_else(|| Status::internal(format!("{} has no schema", kind.kind)))
 }
 
-/// The JSON text of a body.
-pub(crate) fn json_of(format: Format, body: &[u8]) -> Result<std::borrow::Cow<'_, [u8]>, String> {
+/// The JSON text of a body; `definition` says what a protobuf body is.
+fn json_of<'a>(format: BodyFormat, body: &'a [u8], definition: &str) -> Result<Cow<'a, [u8]>, String> {
     match format {
-        Format::Json => Ok(body.into()),
-        Format::Yaml => {
+        BodyFormat::Json => Ok(body.into()),
+        BodyFormat::Protobuf => {
+            let value = transcode(body, definition).map_err(|error| error.to_string())?;
+            serde_json::to_vec(&value).map(Into::into).map_err(|error| error.to_string())
+        }
+        BodyFormat::Yaml => {
             let value: Value = serde_yaml_ng::from_slice(body).map_err(|error| error.to_string())?;
             serde_json::to_vec(&value).map(Into::into).map_err(|error| error.to_string())
         }
     }
 }
 
-/// A body without a schema of ours: options, reviews, small requests.
-pub(crate) fn plain(format: Format, body: &[u8]) -> Result<Value, Status> {
-    json_of(format, body)
+/// A protobuf body as the JSON that it stands for.
+fn transcode(body: &[u8], definition: &str) -> Result<Value, protobuf::Error> {
+    let envelope = protobuf::open(body)?;
+    let mut value = protobuf::decode(definition, envelope.raw)?;
+    if let Some(map) = value.as_object_mut() {
+        for (name, text) in [("apiVersion", envelope.api_version), ("kind", envelope.kind)] {
+            if !text.is_empty() {
+                map.insert(name.to_owned(), text.into());
+            }
+        }
+    }
+    Ok(value)
+}
+
+/// A body that is no object of a kind: options, reviews, small requests.
+pub(crate) fn plain(format: BodyFormat, body: &[u8], definition: &str) -> Result<Value, Status> {
+    json_of(format, body, definition)
         .and_then(|json| serde_json::from_slice(&json).map_err(|error| error.to_string()))
         .map_err(Status::bad_request)
 }
@@ -36,7 +57,7 @@ pub(crate) fn plain(format: Format, body: &[u8]) -> Result<Value, Status> {
 /// warnings or an error as the client asked.
 pub(crate) fn object(
     kind: &Kind,
-    format: Format,
+    format: BodyFormat,
     body: &[u8],
     validation: FieldValidation,
     warnings: &mut Vec<String>,
@@ -48,8 +69,9 @@ pub(crate) fn object(
             summary(body)
         ))
     };
-    let json = json_of(format, body).map_err(unrecognised)?;
-    let head: Head = serde_json::from_slice(&json).map_err(|error| unrecognised(error.to_string()))?;
+    let json = json_of(format, body, kind.schema).map_err(unrecognised)?;
+    let head: Head =
+        serde_json::from_slice(&json).map_err(|error| unrecognised(head_error(&error, &json)))?;
     check_type(kind, &head)?;
     let refuse = |text: String| {
         let version = head.api_version.as_deref().map_or(kind.version, version_of);
@@ -79,6 +101,23 @@ struct Head {
     kind: Option<String>,
 }
 
+/// Why the type of a body cannot be read, in the words of Go's decoder.
+fn head_error(error: &serde_json::Error, json: &[u8]) -> String {
+    if error.is_eof() {
+        return "unexpected end of JSON input".to_owned();
+    }
+    let what = match json.trim_ascii_start().first() {
+        Some(b'[') => "array",
+        Some(b'"') => "string",
+        Some(b't' | b'f') => "bool",
+        Some(b'0'..=b'9' | b'-') => "number",
+        _ => return error.to_string(),
+    };
+    format!(
+        r#"json: cannot unmarshal {what} into Go value of type struct {{ APIVersion string "json:\"apiVersion,omitempty\""; Kind string "json:\"kind,omitempty\"" }}"#
+    )
+}
+
 fn version_of(api_version: &str) -> &str {
     api_version.rsplit('/').next().unwrap_or(api_version)
 }
@@ -97,7 +136,7 @@ fn check_type(kind: &Kind, head: &Head) -> Result<(), Status> {
         format!("converting ({version}.{given_kind}) to ({group}.{}): unknown conversion", kind.kind)
     } else {
         format!(
-            "no kind \"{given_kind}\" is registered for version \"{given}\" in scheme \"k8s.io/kubernetes/pkg/api/legacyscheme/scheme.go:30\""
+            "no kind \"{given_kind}\" is registered for version \"{given}\" in scheme \"pkg/runtime/scheme.go:111\""
         )
     };
     Err(Status::bad_request(format!(

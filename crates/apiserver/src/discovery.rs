@@ -1,5 +1,7 @@
 //! What the server serves: aggregated and legacy discovery, all from the rows of the kinds.
 
+use std::net::SocketAddr;
+
 use axum::body::Body;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use resources::KINDS;
@@ -28,12 +30,35 @@ struct Resource {
     categories: &'static [&'static str],
 }
 
+/// The groups that come first, in kube-apiserver's order of priority; others follow by name.
+const PRIORITY: &[&str] = &[
+    "",
+    "apps",
+    "events.k8s.io",
+    "authentication.k8s.io",
+    "authorization.k8s.io",
+    "autoscaling",
+    "batch",
+    "certificates.k8s.io",
+    "networking.k8s.io",
+    "policy",
+    "rbac.authorization.k8s.io",
+    "storage.k8s.io",
+    "admissionregistration.k8s.io",
+    "apiextensions.k8s.io",
+    "scheduling.k8s.io",
+    "coordination.k8s.io",
+    "node.k8s.io",
+    "discovery.k8s.io",
+];
+
 /// Groups and versions in the order that clients prefer them.
 fn versions() -> Vec<(&'static str, &'static str)> {
     let rows = KINDS.iter().map(|kind| (kind.group, kind.version));
     let reviews = reviews::REVIEWS.iter().map(|review| (review.group, review.version));
     let mut all: Vec<_> = rows.chain(reviews).collect();
-    all.sort_unstable();
+    let rank = |group: &str| PRIORITY.iter().position(|name| *name == group).unwrap_or(PRIORITY.len());
+    all.sort_unstable_by_key(|(group, version)| (rank(group), *group, *version));
     all.dedup();
     all
 }
@@ -93,6 +118,8 @@ fn resources_of(group: &str, version: &str) -> Vec<Resource> {
 
 /// The two aggregated documents, encoded once.
 pub(crate) struct Documents {
+    /// Where clients reach the server.
+    addresses: Value,
     core: Document,
     groups: Document,
 }
@@ -112,10 +139,18 @@ impl Document {
 }
 
 impl Documents {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(advertise: Option<SocketAddr>) -> Self {
+        let addresses = match advertise {
+            Some(address) => json!([{ "clientCIDR": "0.0.0.0/0", "serverAddress": address.to_string() }]),
+            None => json!([]),
+        };
         let (core, groups): (Vec<_>, Vec<_>) =
             versions().into_iter().partition(|(group, _)| group.is_empty());
-        Documents { core: Document::new(&aggregated(&core)), groups: Document::new(&aggregated(&groups)) }
+        Documents {
+            addresses,
+            core: Document::new(&aggregated(&core)),
+            groups: Document::new(&aggregated(&groups)),
+        }
     }
 
     /// `/api` or `/apis`.
@@ -143,7 +178,7 @@ impl Documents {
                 Root::Legacy => json!({
                     "kind": "APIVersions",
                     "versions": ["v1"],
-                    "serverAddressByClientCIDRs": [],
+                    "serverAddressByClientCIDRs": self.addresses,
                 }),
                 Root::Groups => json!({
                     "kind": "APIGroupList",
@@ -201,7 +236,8 @@ fn aggregated(versions: &[(&'static str, &'static str)]) -> Value {
 fn aggregated_resources(group: &str, version: &str) -> Vec<Value> {
     let mut top: Vec<Value> = Vec::new();
     for resource in resources_of(group, version) {
-        let (body_group, body_version) = resource.body.unwrap_or((group, version));
+        // Empty is the resource's own group and version.
+        let (body_group, body_version) = resource.body.unwrap_or_default();
         let response_kind = json!({ "group": body_group, "version": body_version, "kind": resource.kind });
         if let Some((_, sub)) = resource.name.split_once('/') {
             let entry = json!({ "subresource": sub, "responseKind": response_kind, "verbs": resource.verbs });
@@ -257,9 +293,23 @@ fn api_group(name: &str, with_type: bool) -> Value {
 pub(crate) fn group(name: &str, headers: &HeaderMap, query: &Query) -> Result<Response<Body>, Status> {
     let accepted = negotiate::accept(headers, query)?;
     if !group_names().contains(&name) {
-        return Err(Status::path_not_found());
+        return nothing(&format!("/apis/{name}"));
     }
     Ok(respond::value(accepted, StatusCode::OK, &api_group(name, true)))
+}
+
+/// A path where nothing is: a Status below a group that is served, else a line of text, as clients know it.
+pub(crate) fn nothing(path: &str) -> Result<Response<Body>, Status> {
+    let mut parts = path.split('/').skip(1);
+    let served = match (parts.next(), parts.next()) {
+        (Some("api"), Some(_)) => true,
+        (Some("apis"), Some(group)) => group.is_empty() || group_names().contains(&group),
+        _ => false,
+    };
+    if served {
+        return Err(Status::path_not_found());
+    }
+    Ok(respond::bytes(StatusCode::NOT_FOUND, "text/plain; charset=utf-8", Body::from("404 page not found\n")))
 }
 
 /// `/api/v1`, `/apis/<group>/<version>`.
@@ -272,7 +322,7 @@ pub(crate) fn version(
     let accepted = negotiate::accept(headers, query)?;
     let resources = resources_of(group, version);
     if resources.is_empty() {
-        return Err(Status::path_not_found());
+        return nothing(&format!("/apis/{group}/{version}"));
     }
     let entries: Vec<Value> = resources
         .iter()

@@ -10,15 +10,15 @@ use http::{HeaderMap, HeaderValue, Method, Response, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use lifecycle::bound::{Bound, Permit};
 use resources::kind::Subresource;
-use resources::status::{Status, Target};
+use resources::status::Status;
 use tokio_util::sync::CancellationToken;
 
 use crate::access::{self, Action};
 use crate::identity::Identity;
-use crate::negotiate::{self, Accepted, Format};
+use crate::negotiate::{self, Accepted, BodyFormat};
 use crate::path::{self, Place, Route};
 use crate::query::{Query, WriteOptions};
-use crate::{Api, Limits, create, delete, discovery, health, list, measure, namespace, openapi, patch};
+use crate::{Api, Limits, create, delete, discovery, health, list, measure, openapi, patch};
 use crate::{pods, read, respond, reviews, scale, update, watch};
 
 /// The listener is about to close: what runs long ends now. An extension of requests.
@@ -64,7 +64,7 @@ impl Call {
         WriteOptions::parse(&self.query, kind, false, self.user_agent())
     }
 
-    pub(crate) fn body_format(&self) -> Result<Format, Status> {
+    pub(crate) fn body_format(&self) -> Result<BodyFormat, Status> {
         negotiate::body_format(&self.headers)
     }
 }
@@ -222,7 +222,7 @@ fn document(api: &Arc<Api>, request: &Request, route: Route, path: &str) -> Resu
                 if let Some(name) = path.strip_prefix("/openapi/v3/") {
                     return api.openapi.document(name, headers, &query);
                 }
-                health::check(api, path, &query).unwrap_or_else(|| Err(Status::path_not_found()))
+                health::check(api, path, &query).unwrap_or_else(|| discovery::nothing(path))
             }
         },
     }
@@ -277,11 +277,7 @@ async fn objects(
         return behind(api, request, place, subresource, verb, identity).await;
     }
     if !place.kind.verbs.contains(&verb) {
-        return Err(if verb == "other" {
-            Status::method_not_allowed()
-        } else {
-            Status::method_not_supported(Target { name: "", ..place.target() }, verb)
-        });
+        return Err(Status::method_not_allowed());
     }
     let named = !place.name.is_empty();
     let mut call = call_of(&request, identity)?;
@@ -350,7 +346,6 @@ async fn behind(
         (Subresource::Scale(paths), "patch") => scale::patch(api, &place, paths, &mut call, &body).await,
         (Subresource::Binding, _) => pods::bind(api, &place, &mut call, &body).await,
         (Subresource::Eviction, _) => pods::evict(api, &place, &mut call, &body).await,
-        (Subresource::Finalize, _) => namespace::finalize(api, &place, &mut call, &body).await,
         (_, "get") => read::get(api, &place, &call),
         (_, "update") => update::update(api, &place, &mut call, &body).await,
         (_, "patch") => patch::patch(api, &place, &mut call, &body).await,

@@ -209,7 +209,7 @@ impl Server {
             kubelet,
             bounds: handle::Bounds::new(&config.limits),
             limits: config.limits,
-            discovery: discovery::Documents::new(),
+            discovery: discovery::Documents::new(config.advertise),
             openapi: openapi::Documents::new(),
             allocation: tokio::sync::Mutex::default(),
             clock: config.clock,

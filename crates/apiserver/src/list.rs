@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use axum::body::Body;
 use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64::alphabet::URL_SAFE;
+use base64::engine::DecodePaddingMode;
+use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, URL_SAFE_NO_PAD};
 use http::{Response, StatusCode};
 use resources::kind::Kind;
 use resources::status::Status;
@@ -33,6 +35,14 @@ struct Page {
     remaining: Option<usize>,
 }
 
+/// Reads tokens as Go does: what is left over in the last character does not matter.
+const LENIENT: GeneralPurpose = GeneralPurpose::new(
+    &URL_SAFE,
+    GeneralPurposeConfig::new()
+        .with_decode_allow_trailing_bits(true)
+        .with_decode_padding_mode(DecodePaddingMode::RequireNone),
+);
+
 /// A token for the next page.
 #[derive(Serialize, Deserialize)]
 struct Token {
@@ -49,9 +59,17 @@ impl Token {
     }
 
     fn decode(text: &str) -> Result<Token, Status> {
-        let invalid = |why: String| Status::bad_request(format!("continue key is not valid{why}"));
-        let bytes = URL_SAFE_NO_PAD.decode(text).map_err(|error| invalid(format!(": {error}")))?;
-        let token: Token = serde_json::from_slice(&bytes).map_err(|error| invalid(format!(": {error}")))?;
+        let invalid = |why: String| {
+            Status::bad_request(format!("invalid continue token: continue key is not valid{why}"))
+        };
+        let bytes = LENIENT.decode(text).map_err(|error| invalid(format!(": {error}")))?;
+        let token: Token = serde_json::from_slice(&bytes).map_err(|error| match bytes.first() {
+            Some(first) if *first != b'{' => invalid(format!(
+                ": invalid character '{}' looking for beginning of value",
+                char::from(*first)
+            )),
+            _ => invalid(format!(": {error}")),
+        })?;
         if token.v != "meta.k8s.io/v1" {
             return Err(invalid(": server does not recognize this encoded version".into()));
         }

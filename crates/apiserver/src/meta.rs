@@ -155,6 +155,12 @@ fn finalizers(object: &Value, errors: &mut Vec<field::Error>) {
     for finalizer in &all {
         names::qualified(errors, "metadata.finalizers", finalizer);
     }
+    for (i, finalizer) in all.iter().enumerate() {
+        if !finalizer.contains('/') && ![ORPHAN, FOREGROUND, "kubernetes"].contains(finalizer) {
+            let detail = "name is neither a standard finalizer name nor is it fully qualified";
+            errors.push(field::Error::invalid(format!("metadata.finalizers[{i}]"), *finalizer, detail));
+        }
+    }
     if all.contains(&ORPHAN) && all.contains(&FOREGROUND) {
         let detail = format!("finalizer {ORPHAN} and {FOREGROUND} cannot be both set");
         errors.push(field::Error::invalid("metadata.finalizers", json!(all), detail));

@@ -1,6 +1,7 @@
 //! What the client can read and what it sent: Accept and Content-Type.
 
 use http::{HeaderMap, HeaderValue, header};
+use resources::field;
 use resources::status::Status;
 use resources::table::IncludeObject;
 
@@ -8,12 +9,22 @@ use crate::query::Query;
 
 pub(crate) const JSON: &str = "application/json";
 pub(crate) const YAML: &str = "application/yaml";
+/// Read, never written: who sends it takes JSON too.
+const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
 
-/// How objects are written.
+/// How answers are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Format {
     Json,
     Yaml,
+}
+
+/// How bodies are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum BodyFormat {
+    Json,
+    Yaml,
+    Protobuf,
 }
 
 impl Format {
@@ -132,11 +143,14 @@ pub(crate) fn accept(headers: &HeaderMap, query: &Query) -> Result<Accepted, Sta
         Some(Accepted { format, shape, pretty: pretty || clause.parameter("pretty") == "1" })
     });
     match found {
-        Some(Accepted { shape: Shape::Table(_), .. }) if include.is_none() => Err(Status::bad_request(
-            "includeObject: Invalid value: must be 'Metadata', 'Object', 'None', or empty",
-        )),
+        Some(Accepted { shape: Shape::Table(_), .. }) if include.is_none() => {
+            Err(Status::bad_request(format!(
+                "Unable to convert to Table as requested: includeObject: Invalid value: {}: must be 'Metadata', 'Object', 'None', or empty",
+                field::quote(query.get("includeObject"))
+            )))
+        }
         Some(accepted) => Ok(accepted),
-        None => Err(Status::not_acceptable(&[JSON, YAML])),
+        None => Err(Status::not_acceptable(&[JSON, YAML, "application/json;stream=watch"])),
     }
 }
 
@@ -148,11 +162,12 @@ pub(crate) fn content_type(headers: &HeaderMap) -> &str {
 }
 
 /// The format of an object in a body.
-pub(crate) fn body_format(headers: &HeaderMap) -> Result<Format, Status> {
+pub(crate) fn body_format(headers: &HeaderMap) -> Result<BodyFormat, Status> {
     match content_type(headers) {
-        "application/json" | "*/*" => Ok(Format::Json),
-        "application/yaml" => Ok(Format::Yaml),
-        _ => Err(Status::unsupported_media_type(&[JSON, YAML])),
+        "application/json" | "*/*" => Ok(BodyFormat::Json),
+        "application/yaml" => Ok(BodyFormat::Yaml),
+        PROTOBUF => Ok(BodyFormat::Protobuf),
+        _ => Err(Status::unsupported_media_type(&[JSON, YAML, PROTOBUF])),
     }
 }
 

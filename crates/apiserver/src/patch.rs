@@ -14,12 +14,6 @@ use crate::update::{self, Change};
 use crate::{Api, create, decode, meta, negotiate, object};
 
 const APPLY: &str = "application/apply-patch+yaml";
-pub(crate) const ACCEPTED: &[&str] = &[
-    "application/json-patch+json",
-    "application/merge-patch+json",
-    "application/strategic-merge-patch+json",
-    APPLY,
-];
 
 /// Which patch a body is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,7 +28,7 @@ pub(crate) fn type_of(call: &Call) -> Result<Type, Status> {
         APPLY => Ok(Type::Apply),
         other => resources::patch::Kind::of_media_type(other)
             .map(Type::Other)
-            .ok_or_else(|| Status::unsupported_media_type(ACCEPTED)),
+            .ok_or_else(Status::unknown_patch_type),
     }
 }
 

@@ -25,14 +25,23 @@ pub(crate) fn entry(api: &Api, place: &Place) -> Result<store::Entry, Status> {
 
 /// A resourceVersion parameter.
 pub(crate) fn revision(text: &str) -> Result<Option<Revision>, Status> {
+    number(text).map_err(|why| Status::bad_request(format!("invalid resource version: {why}")))
+}
+
+/// A watch's resourceVersion: the cache that kube-apiserver watches from words this one, and gives it no reason.
+pub(crate) fn watch_revision(text: &str) -> Result<Option<Revision>, Status> {
+    number(text).map_err(Status::unknown)
+}
+
+fn number(text: &str) -> Result<Option<Revision>, String> {
     if text.is_empty() {
         return Ok(None);
     }
     text.parse().map(|number| Some(Revision(number))).map_err(|_| {
-        Status::bad_request(format!(
-            "invalid resource version: resourceVersion: Invalid value: {0}: strconv.ParseUint: parsing {0}: invalid syntax",
+        format!(
+            "resourceVersion: Invalid value: {0}: strconv.ParseUint: parsing {0}: invalid syntax",
             field::quote(text)
-        ))
+        )
     })
 }
 

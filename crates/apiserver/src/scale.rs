@@ -67,7 +67,7 @@ pub(crate) async fn update(
     body: &[u8],
 ) -> Result<Response<Body>, Status> {
     let options = call.write_options("UpdateOptions")?;
-    let sent = decode::plain(call.body_format()?, body)?;
+    let sent = decode::plain(call.body_format()?, body, DEFINITION)?;
     check_type(&sent)?;
     meta::match_name(&sent, &place.name)?;
     let mut make = |_: &Value, _: &mut Vec<String>| Ok(sent.clone());
@@ -84,21 +84,83 @@ pub(crate) async fn patch(
     let kind = patch::type_of(call)?;
     let options = patch::options(call, kind)?;
     let definition = schema::of(DEFINITION).ok_or_else(|| Status::internal("Scale has no schema"))?;
-    // Of a Scale only the replicas can be written, so applying one is merging it.
-    let (kind, body) = match kind {
-        patch::Type::Other(kind) => (kind, body.to_vec()),
+    let kind = match kind {
+        patch::Type::Other(kind) => kind,
         patch::Type::Apply => {
             let config = patch::configuration(body, &options, &mut call.warnings)?;
-            (resources::patch::Kind::Merge, config.to_string().into_bytes())
+            return apply(api, place, paths, call, &options, &config).await;
         }
     };
     let validation = patch::validation(&options);
     let mut make = |scale: &Value, warnings: &mut Vec<String>| {
-        let (patched, said) = resources::patch::apply(kind, definition, scale, &body, validation)?;
+        let (patched, said) = resources::patch::apply(kind, definition, scale, body, validation)?;
         warnings.extend(said);
         Ok(patched)
     };
     write(api, place, paths, call, &options, &mut make).await
+}
+
+/// Of a Scale only the replicas can be written: applying one is applying them to the object itself.
+async fn apply(
+    api: &Api,
+    place: &Place,
+    paths: &Scale,
+    call: &mut Call,
+    options: &WriteOptions,
+    config: &Value,
+) -> Result<Response<Body>, Status> {
+    check_type(config)?;
+    let replicas = config.pointer("/spec/replicas").and_then(Value::as_i64);
+    let mut own = json!({
+        "apiVersion": place.kind.api_version(),
+        "kind": place.kind.kind,
+        "metadata": { "name": place.name },
+        "spec": {},
+    });
+    if let Some(replicas) = replicas {
+        check_replicas(place, replicas)?;
+        set(place.kind, &mut own, paths.spec_replicas, replicas)?;
+    }
+    let mut transform = |live: Option<&Value>, _: &mut Vec<String>| {
+        let live = live.ok_or_else(|| Status::not_found(place.target()))?;
+        let request = apply::Request {
+            kind: place.kind,
+            manager: &options.manager,
+            subresource: "scale",
+            now: api.now(),
+        };
+        let mut new = apply::apply(Some(live), &own, options.force, &request).map_err(conflict)?;
+        (place.kind.default)(&mut new);
+        forget_time(&mut new, &options.manager);
+        Ok(new)
+    };
+    let change = Change { place, options, creates: false, uid_is_precondition: false };
+    let (written, _) = update::run(api, &change, &mut call.warnings, &mut transform).await?;
+    shown(place, paths, call.accepted, written)
+}
+
+/// Owners of the replicas are named in the version of the Scale.
+fn conflict(error: apply::Error) -> Status {
+    match error {
+        apply::Error::Conflicts(mut conflicts) => {
+            for conflict in &mut conflicts {
+                "autoscaling/v1".clone_into(&mut conflict.owner.api_version);
+            }
+            apply::Error::Conflicts(conflicts).status()
+        }
+        error => error.status(),
+    }
+}
+
+/// What is written through a Scale has no time, as with kube-apiserver.
+fn forget_time(object: &mut Value, manager: &str) {
+    let entries = object.pointer_mut("/metadata/managedFields").and_then(Value::as_array_mut);
+    for entry in entries.into_iter().flatten().filter_map(Value::as_object_mut) {
+        let text = |key: &str| entry.get(key).and_then(Value::as_str).unwrap_or("");
+        if text("manager") == manager && text("subresource") == "scale" {
+            entry.remove("time");
+        }
+    }
 }
 
 fn check_type(sent: &Value) -> Result<(), Status> {
@@ -128,12 +190,7 @@ async fn write(
         let live = live.ok_or_else(|| Status::not_found(place.target()))?;
         let scale = make(&of(live, paths), warnings)?;
         let replicas = scale.pointer("/spec/replicas").and_then(Value::as_i64).unwrap_or(0);
-        if replicas < 0 {
-            let detail = "must be greater than or equal to 0";
-            let error = field::Error::invalid("spec.replicas", replicas, detail);
-            let target = Target { group: "autoscaling", resource: "Scale", name: &place.name };
-            return Err(Status::invalid(target, &[error]));
-        }
+        check_replicas(place, replicas)?;
         let mut new = live.clone();
         object::set(&mut new, "resourceVersion", object::get(&scale, "resourceVersion").clone());
         let uid = object::text(&scale, "uid");
@@ -148,15 +205,35 @@ async fn write(
             now: api.now(),
         };
         apply::update(Some(live), &mut new, false, &request).map_err(|error| error.status())?;
+        forget_time(&mut new, &options.manager);
         Ok(new)
     };
     let change = Change { place, options, creates: false, uid_is_precondition: true };
     let (written, _) = update::run(api, &change, &mut call.warnings, &mut transform).await?;
+    shown(place, paths, call.accepted, written)
+}
+
+fn check_replicas(place: &Place, replicas: i64) -> Result<(), Status> {
+    if replicas >= 0 {
+        return Ok(());
+    }
+    let error = field::Error::invalid("spec.replicas", replicas, "must be greater than or equal to 0");
+    let target = Target { group: "autoscaling", resource: "Scale", name: &place.name };
+    Err(Status::invalid(target, &[error]))
+}
+
+/// The Scale of what was written.
+fn shown(
+    place: &Place,
+    paths: &Scale,
+    accepted: Accepted,
+    written: Written,
+) -> Result<Response<Body>, Status> {
     let object = match written {
         Written::Stored(entry) => object::decode(place.kind, &entry.value)?,
         Written::Dry(object) => object,
     };
-    Ok(answer(call.accepted, &object, paths))
+    Ok(answer(accepted, &object, paths))
 }
 
 fn set(kind: &Kind, object: &mut Value, pointer: &str, replicas: i64) -> Result<(), Status> {

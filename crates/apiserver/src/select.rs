@@ -34,8 +34,8 @@ struct Metadata {
 impl Selection {
     /// Reads the selectors; `name` is the path's, for a watch of one object.
     pub(crate) fn parse(kind: &Kind, options: &ListOptions, name: &str) -> Result<Self, Status> {
-        let labels = Labels::parse(&options.label_selector)
-            .map_err(|error| Status::bad_request(format!("unable to parse requirement: {error}")))?;
+        let labels =
+            Labels::parse(&options.label_selector).map_err(|error| Status::bad_request(error.to_string()))?;
         let mut fields = Fields::parse(&options.field_selector, kind)
             .map_err(|error| Status::bad_request(error.to_string()))?;
         if !name.is_empty() {

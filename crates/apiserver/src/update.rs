@@ -46,7 +46,11 @@ pub(crate) async fn update(
     meta::match_namespace(place.kind, &mut sent, &place.namespace)?;
     meta::match_name(&sent, &place.name)?;
     meta::dedup_owners(&mut sent, &mut call.warnings, false);
-    let subresource = place.subresource_name();
+    // What is written through `/finalize` is owned as if it came through the object itself.
+    let subresource = match place.subresource {
+        Some(Subresource::Finalize) => "",
+        _ => place.subresource_name(),
+    };
     let mut transform = |live: Option<&Value>, _: &mut Vec<String>| {
         let mut new = sent.clone();
         let request =
@@ -60,7 +64,7 @@ pub(crate) async fn update(
     let change = Change {
         place,
         options: &options,
-        creates: place.kind.create_on_update && subresource.is_empty(),
+        creates: place.kind.create_on_update && place.subresource.is_none(),
         uid_is_precondition: true,
     };
     let (written, created) = run(api, &change, &mut call.warnings, &mut transform).await?;
@@ -121,14 +125,17 @@ async fn attempt(
     keep_generation(&mut new, &old);
     let status = !matches!(place.subresource, None | Some(Subresource::Scale(_) | Subresource::Finalize));
     if matches!(place.subresource, Some(Subresource::Finalize)) {
-        // Only `spec.finalizers` passes; the caller made the object of the old one.
+        // Here alone `spec.finalizers` can be taken away; the status stays.
+        if let Some(kept) = old.get("status") {
+            new["status"] = kept.clone();
+        }
     } else if status {
         (kind.prepare_status)(&mut new, &old);
     } else {
         (kind.prepare)(&mut new, Some(&old));
     }
     keep_system_fields(&mut new, &old);
-    raise_generation(kind, &mut new, &old);
+    raise_generation(kind, &mut new, &old, status);
     let mut errors = meta::validate(kind, &new);
     errors.extend(meta::validate_update(&new, &old));
     errors.extend(if status {
@@ -256,21 +263,21 @@ fn keep_system_fields(new: &mut Value, old: &Value) {
     }
 }
 
-/// The generation grows with the desired state.
-fn raise_generation(kind: &Kind, new: &mut Value, old: &Value) {
+/// The generation grows with the desired state; through a subresource no metadata counts.
+fn raise_generation(kind: &Kind, new: &mut Value, old: &Value, subresource: bool) {
+    let counted = match kind.generation {
+        Generation::None => return,
+        Generation::SpecAndAnnotations if !subresource => Some("annotations"),
+        Generation::SpecAndLabels if !subresource => Some("labels"),
+        _ => None,
+    };
     let desired = |object: &Value| {
         let mut map = object.as_object().cloned().unwrap_or_default();
         let metadata = map.remove("metadata");
         map.remove("status");
-        let annotations = match kind.generation {
-            Generation::SpecAndAnnotations => {
-                metadata.and_then(|metadata| metadata.get("annotations").cloned())
-            }
-            _ => None,
-        };
-        (map, annotations)
+        (map, counted.and_then(|field| metadata.and_then(|metadata| metadata.get(field).cloned())))
     };
-    if kind.generation != Generation::None && desired(new) != desired(old) {
+    if desired(new) != desired(old) {
         let generation = object::get(old, "generation").as_i64().unwrap_or(0);
         object::set(new, "generation", (generation + 1).into());
     }

@@ -66,7 +66,7 @@ pub(crate) async fn watch(api: &Arc<Api>, place: &Place, call: &Call) -> Result<
             "you requested PartialObjectMetadataList, but a watch has no lists",
         ));
     }
-    let asked = read::revision(&options.resource_version)?;
+    let asked = read::watch_revision(&options.resource_version)?;
     let prefix = object::prefix(place.kind, &place.namespace);
     let from_now = asked.is_none_or(|revision| revision.0 == 0);
     let snapshot = api.store.snapshot();

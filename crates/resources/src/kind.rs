@@ -294,6 +294,8 @@ pub struct Kind {
     pub subresources: &'static [Subresource],
     /// Columns of the table; empty means Name and Created At.
     pub columns: &'static [Column],
+    /// What a row of the table says of the whole object: that it is over, for instance.
+    pub row_condition: fn(&Value) -> Option<Value>,
     /// Rule for `metadata.name`.
     pub name: Name,
     /// When `metadata.generation` grows.
@@ -350,6 +352,7 @@ impl Kind {
         schema: "",
         subresources: &[],
         columns: &[],
+        row_condition: |_| None,
         name: Name::Subdomain,
         generation: Generation::None,
         deletion: Deletion::Immediate,

@@ -313,10 +313,17 @@ impl Status {
 
     /// None of the media types in Accept.
     pub fn not_acceptable(accepted: &[&str]) -> Self {
-        Self::new(
-            Reason::NotAcceptable,
-            format!("only the following media types are accepted: {}", accepted.join(", ")),
-        )
+        let message = format!("406: Not Acceptable\n\nAvailable representations: {}", accepted.join(", "));
+        let mut status = Self::new(Reason::NotAcceptable, message);
+        status.details = Some(Box::default());
+        status
+    }
+
+    /// A patch in a media type that is no patch's.
+    pub fn unknown_patch_type() -> Self {
+        let mut status = Self::new(Reason::UnsupportedMediaType, "415: Unsupported Media Type");
+        status.details = Some(Box::default());
+        status
     }
 
     /// A body in a media type that is not understood.

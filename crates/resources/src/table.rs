@@ -74,6 +74,9 @@ pub fn row(kind: &Kind, object: &Value, include: IncludeObject, now: Timestamp) 
         IncludeObject::Object => object.clone(),
     };
     row.insert("object".to_owned(), shown);
+    if let Some(condition) = (kind.row_condition)(object) {
+        row.insert("conditions".to_owned(), json!([condition]));
+    }
     Value::Object(row)
 }
 

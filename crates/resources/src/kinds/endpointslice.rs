@@ -29,6 +29,14 @@ pub static KIND: Kind = Kind {
     ],
     generation: Generation::SpecAndLabels,
     default,
+    prepare: |object, _| {
+        // An empty list is not told from a missing one where objects are kept.
+        for key in ["endpoints", "ports"] {
+            if tree::list(object, &format!("/{key}")).is_empty() {
+                tree::set(object, key, Value::Null);
+            }
+        }
+    },
     validate,
     reset_fields: &[],
     ..Kind::EMPTY

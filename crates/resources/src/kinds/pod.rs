@@ -35,6 +35,7 @@ pub static KIND: Kind = Kind {
         Subresource::Status,
     ],
     columns: cells::COLUMNS,
+    row_condition: cells::over,
     generation: Generation::Spec,
     deletion: Deletion::Graceful(grace_seconds),
     default: defaults::pod,

@@ -146,6 +146,11 @@ fn prepare(object: &mut Value, old: Option<&Value>) {
             drop_dependent(object, old);
         }
     }
+    if kind_of(object) == "ExternalName"
+        && let Some(spec) = object.get_mut("spec")
+    {
+        tree::remove(spec, "internalTrafficPolicy");
+    }
 }
 
 /// `clusterIP` and `clusterIPs` follow each other when a client wrote only one of them.

@@ -99,8 +99,6 @@ fn walk_field(field: &Field, map: &mut Map<String, Value>) {
         None => true,
         Some(value) => match field.mark {
             Mark::Zero => is_zero(value),
-            // An empty list is not told from a missing one where objects are kept.
-            Mark::Nothing => value.is_null() || value.as_array().is_some_and(Vec::is_empty),
             _ => value.is_null(),
         },
     };

@@ -29,11 +29,16 @@ fn unordered(value: &mut Value) {
     }
 }
 
-/// Sorts several causes, and leaves the message as far as it does not repeat them.
+/// Sorts causes, each once, and leaves the message as far as it does not repeat them.
 fn causes(status: &mut serde_json::Map<String, Value>) {
     let causes = status.get_mut("details").and_then(|d| d.get_mut("causes")).and_then(Value::as_array_mut);
-    let Some(causes) = causes.filter(|causes| causes.len() > 1) else { return };
+    let Some(causes) = causes else { return };
     causes.sort_by_key(Value::to_string);
+    // Kubernetes tells a cause as often as its checks overlap.
+    causes.dedup();
+    if causes.len() < 2 {
+        return;
+    }
     if let Some(Value::String(message)) = status.get_mut("message")
         && let Some((before, _)) = message.split_once(": [").or(message.split_once(" conflicts: "))
     {

@@ -1,5 +1,6 @@
 //! The two servers that are asked: ours in this process, and a real kube-apiserver over HTTPS.
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -59,7 +60,9 @@ impl Server {
         // Few events are kept, so that a watch from the first version is too old here as it is there.
         let options = store::Options { ring_events: RING_EVENTS, ..store::Options::default() };
         let store = store::Store::open(&state.path().join("store"), options)?;
-        let server = apiserver::Server::open(apiserver::Config::new(store)).await?;
+        let advertise = Some(SocketAddr::from((Ipv4Addr::new(192, 0, 2, 10), 6443)));
+        let config = apiserver::Config { advertise, ..apiserver::Config::new(store) };
+        let server = apiserver::Server::open(config).await?;
         let caller = |identity| Caller { client: server.client(identity), base: String::new(), bearer: None };
         let alice = apiserver::Identity::new("alice", ["dev", "system:authenticated"]);
         Ok(Server { admin: caller(apiserver::Identity::admin()), alice: caller(alice), _state: Some(state) })

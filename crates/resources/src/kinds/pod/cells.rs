@@ -2,7 +2,7 @@
 //! were restarted.
 
 use jiff::Timestamp;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::kind::{Cell, Column};
 use crate::kinds::tree;
@@ -48,6 +48,16 @@ pub const COLUMNS: &[Column] = &[
     )
     .wide(),
 ];
+
+/// Says that a Pod is over, and how it ended.
+pub fn over(pod: &Value) -> Option<Value> {
+    let (phase, message) = match tree::str(pod, "/status/phase") {
+        phase @ "Succeeded" => (phase, "The pod has completed successfully."),
+        phase @ "Failed" => (phase, "The pod failed."),
+        _ => return None,
+    };
+    Some(json!({"type": "Completed", "status": "True", "reason": phase, "message": message}))
+}
 
 fn or_none(text: &str) -> Value {
     if text.is_empty() { "<none>".into() } else { text.into() }
