@@ -3,6 +3,7 @@
 use crate::kind::Kind;
 
 mod configmap;
+mod controllerrevision;
 mod deployment;
 mod endpointslice;
 mod event;
@@ -29,6 +30,7 @@ pub static KINDS: &[&Kind] = &[
     &secret::KIND,
     &serviceaccount::KIND,
     &service::KIND,
+    &controllerrevision::KIND,
     &deployment::KIND,
     &replicaset::KIND,
     &lease::KIND,
