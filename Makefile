@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .PHONY: demo test check bench setup setup-test
 
-# What the build needs: a C compiler and libseccomp's static library.
+# What the build needs: a C compiler.
 setup:
 	@scripts/setup.sh build
 

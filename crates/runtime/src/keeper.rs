@@ -10,6 +10,7 @@ mod clients;
 mod finish;
 mod log;
 mod make;
+mod memory;
 mod serve;
 
 use std::ffi::OsString;
@@ -36,6 +37,9 @@ use make::Making;
 const REAP_WAIT: Duration = Duration::from_secs(5);
 /// And how often it asks.
 const REAP_STEP: Duration = Duration::from_millis(20);
+
+/// How long after its last step a container is likely to stay, so that the keeper gives memory back.
+const TRIM_AFTER: Duration = Duration::from_millis(500);
 
 /// What an event is about.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -110,6 +114,7 @@ struct Keeper {
     /// False for a keeper that took over: then the status comes from the kernel's memory, or not at all.
     is_parent: bool,
     reap_until: Option<Instant>,
+    trim_at: Option<Instant>,
     exit: Option<Exit>,
     deleting: bool,
     done: bool,
@@ -181,6 +186,7 @@ impl Keeper {
             started_at: None,
             is_parent: true,
             reap_until: None,
+            trim_at: Some(Instant::now() + TRIM_AFTER),
             exit: None,
             deleting: false,
             done: false,
@@ -305,7 +311,8 @@ impl Keeper {
         let now = Instant::now();
         let reap = self.reap_until.map(|_| REAP_STEP);
         let slow = self.clients.next_deadline().map(|deadline| deadline.saturating_duration_since(now));
-        let next = reap.into_iter().chain(slow).min()?;
+        let trim = self.trim_at.map(|at| at.saturating_duration_since(now));
+        let next = reap.into_iter().chain(slow).chain(trim).min()?;
         rustix::event::Timespec::try_from(next).ok()
     }
 
@@ -315,6 +322,10 @@ impl Keeper {
         }
         if self.reap_until.is_some() {
             self.ended()?;
+        }
+        if self.trim_at.is_some_and(|at| Instant::now() >= at) {
+            self.trim_at = None;
+            memory::trim();
         }
         Ok(())
     }
@@ -380,6 +391,7 @@ impl Keeper {
             self.phase = Phase::Running;
         }
         self.starting = false;
+        self.trim_at = Some(Instant::now() + TRIM_AFTER);
         self.clients.answer(&self.epoll, clients::Awaits::Start, &reply);
         Ok(())
     }

@@ -83,6 +83,8 @@ impl Executor for Finish {
         };
         let name = program.as_deref().map(CStr::to_string_lossy).unwrap_or_default();
         let reason = format!("exec {name:?}: {}", plain(&error));
+        // SAFETY: a plain system call. A keeper that took over does not listen: that must not look like a signal.
+        unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
         // SAFETY: the descriptor was inherited for this, and is open until execve succeeds.
         let pipe = unsafe { BorrowedFd::borrow_raw(self.executed) };
         let _ = rustix::io::write(pipe, &reason.as_bytes()[..reason.len().min(MAX_REPORT_BYTES)]);
