@@ -38,7 +38,8 @@ fn options_of(call: &Call, body: &[u8]) -> Result<DeleteOptions, Status> {
     if body.is_empty() {
         return DeleteOptions::parse(&call.query, None);
     }
-    let sent = decode::plain(call.body_format()?, body)?;
+    let sent =
+        decode::plain(call.body_format()?, body, "io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions")?;
     if sent.get("kind").and_then(Value::as_str).is_some_and(|kind| kind != "DeleteOptions") {
         return Err(Status::bad_request("decoded object cannot be converted to DeleteOptions"));
     }

@@ -32,7 +32,7 @@ pub(crate) async fn bind(
     body: &[u8],
 ) -> Result<Response<Body>, Status> {
     let options = call.write_options("CreateOptions")?;
-    let binding = decode::plain(call.body_format()?, body)?;
+    let binding = decode::plain(call.body_format()?, body, "io.k8s.api.core.v1.Binding")?;
     if object::name(&binding) != place.name {
         return Err(Status::bad_request("name in URL does not match name in Binding object"));
     }
@@ -120,7 +120,7 @@ pub(crate) async fn evict(
     body: &[u8],
 ) -> Result<Response<Body>, Status> {
     let create = call.write_options("CreateOptions")?;
-    let eviction = decode::plain(call.body_format()?, body)?;
+    let eviction = decode::plain(call.body_format()?, body, "io.k8s.api.policy.v1.Eviction")?;
     if object::name(&eviction) != place.name {
         return Err(Status::bad_request("name in URL does not match name in Eviction object"));
     }

@@ -17,6 +17,8 @@ pub(crate) struct Review {
     pub plural: &'static str,
     pub singular: &'static str,
     pub kind: &'static str,
+    /// The name of the definition.
+    definition: &'static str,
     answer: fn(&Call, &Value) -> Value,
 }
 
@@ -28,6 +30,7 @@ pub(crate) static REVIEWS: &[Review] = &[
         plural: "selfsubjectreviews",
         singular: "selfsubjectreview",
         kind: "SelfSubjectReview",
+        definition: "io.k8s.api.authentication.v1.SelfSubjectReview",
         answer: subject,
     },
     Review {
@@ -36,6 +39,7 @@ pub(crate) static REVIEWS: &[Review] = &[
         plural: "selfsubjectaccessreviews",
         singular: "selfsubjectaccessreview",
         kind: "SelfSubjectAccessReview",
+        definition: "io.k8s.api.authorization.v1.SelfSubjectAccessReview",
         answer: access,
     },
     Review {
@@ -44,6 +48,7 @@ pub(crate) static REVIEWS: &[Review] = &[
         plural: "selfsubjectrulesreviews",
         singular: "selfsubjectrulesreview",
         kind: "SelfSubjectRulesReview",
+        definition: "io.k8s.api.authorization.v1.SelfSubjectRulesReview",
         answer: rules,
     },
 ];
@@ -59,7 +64,7 @@ pub(crate) fn answer(
     call: &mut Call,
     body: &[u8],
 ) -> Result<Response<Body>, Status> {
-    let asked = decode::plain(call.body_format()?, body)?;
+    let asked = decode::plain(call.body_format()?, body, review.definition)?;
     let api_version = format!("{}/{}", review.group, review.version);
     for (field, expected) in [("apiVersion", api_version.as_str()), ("kind", review.kind)] {
         if asked.get(field).and_then(Value::as_str).is_some_and(|given| given != expected) {

@@ -4,6 +4,7 @@ mod accept;
 mod demo;
 mod facts;
 mod load;
+mod proto;
 mod replay;
 mod sandbox;
 mod tidy;
@@ -33,6 +34,8 @@ enum Task {
         /// The folder `api/openapi-spec/v3` of k8s.io/kubernetes
         openapi: PathBuf,
     },
+    /// Generate the table of protobuf fields from Kubernetes' Go types
+    Proto,
     /// Compare our API server's answers with kube-apiserver's
     Replay(replay::Arguments),
     /// Check what the compiler does not: crate edges, file sizes, paths in documents
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
         Task::Accept(arguments) => accept::run(&arguments),
         Task::Demo => demo::run(),
         Task::Facts { openapi } => facts::run(&openapi),
+        Task::Proto => tidy::root().and_then(|root| proto::run(&root)),
         Task::Replay(arguments) => replay::run(&arguments),
         Task::Tidy => tidy::run(),
         Task::Wire => tidy::root().and_then(|root| wire::run(&root)),

@@ -62,7 +62,7 @@ enum Type {
 
 /// Regenerates the table.
 pub fn run(root: &Path) -> Result<()> {
-    let folders = MODULES.iter().map(|(path, version)| module(path, version)).collect::<Result<Vec<_>>>()?;
+    let folders = modules()?;
     let mut types = BTreeMap::new();
     for (module, folder, prefix) in PACKAGES {
         for entry in std::fs::read_dir(folders[*module].join(folder)).context("cannot list the Go package")? {
@@ -100,6 +100,11 @@ pub fn run(root: &Path) -> Result<()> {
     }
     let target = root.join("crates/resources/src/kinds/wire.txt");
     std::fs::write(&target, out).with_context(|| format!("cannot write {}", target.display()))
+}
+
+/// The folders of the modules that the types are read from.
+pub fn modules() -> Result<Vec<PathBuf>> {
+    MODULES.iter().map(|(path, version)| module(path, version)).collect()
 }
 
 fn module(path: &str, version: &str) -> Result<PathBuf> {
@@ -177,7 +182,7 @@ fn flatten(types: &BTreeMap<String, Type>, name: &str) -> Result<Vec<(Field, Str
 }
 
 /// A Go type's name in the table.
-fn resolve(go_type: &str, prefix: &str) -> String {
+pub fn resolve(go_type: &str, prefix: &str) -> String {
     let go_type = go_type.trim_start_matches('*');
     match go_type.split_once('.') {
         Some(("metav1", name)) => format!("meta.v1.{name}"),
