@@ -21,8 +21,6 @@ done
 
 missing=()
 need cc build-essential
-seccomp=$(find /usr/lib /usr/lib64 -name libseccomp.a -print -quit 2>/dev/null || true)
-[ -n "$seccomp" ] || missing+=(libseccomp-dev)
 if [ "$what" = test ]; then
   need /bin/busybox busybox-static
   need skopeo skopeo
