@@ -1,0 +1,76 @@
+//! When a container that is to end may get its signal: once every live proxy has said that it sends it nothing and
+//! that what was in flight has ended, or at the drain deadline.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::Pod;
+
+/// The namespace of the proxies' Leases.
+pub const NAMESPACE: &str = "gantry-system";
+/// The label of a Lease whose holder takes part in draining.
+pub const LABEL: &str = "proxy.gantry.dev/drain=true";
+
+/// The condition with which proxy `name` says that it has drained a Pod.
+pub fn condition(name: &str) -> String {
+    format!("{name}.proxy.gantry.dev/Drained")
+}
+
+/// The proxies that have not said so yet.
+pub fn missing<'a>(pod: &Pod, proxies: &'a BTreeSet<String>) -> Vec<&'a str> {
+    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
+    let drained = |name: &str| {
+        let wanted = condition(name);
+        conditions.iter().any(|condition| condition.type_ == wanted && condition.status == "True")
+    };
+    proxies.iter().map(String::as_str).filter(|name| !drained(name)).collect()
+}
+
+/// The grace period of a Pod that is being deleted.
+pub fn grace(pod: &Pod) -> Duration {
+    let spec = pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds);
+    let seconds = pod.metadata.deletion_grace_period_seconds.or(spec).unwrap_or(30);
+    Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
+}
+
+/// Until when to wait for the proxies: the deletion deadline less max(2 s, grace/3). `None`: not at all.
+pub fn deadline(pod: &Pod) -> Option<Timestamp> {
+    let until = pod.metadata.deletion_timestamp.as_ref()?.0;
+    let grace = grace(pod);
+    if grace.is_zero() {
+        return None;
+    }
+    let kept = (grace / 3).max(Duration::from_secs(2));
+    until.checked_sub(SignedDuration::try_from(kept).ok()?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn deadlines_leave_time_to_end() {
+        for (grace, expected) in
+            [(30, Some("00:00:20Z")), (3, Some("00:00:28Z")), (1, Some("00:00:28Z")), (0, None)]
+        {
+            let pod: Pod = serde_json::from_value(json!({"metadata": {
+                "deletionTimestamp": "2026-01-01T00:00:30Z", "deletionGracePeriodSeconds": grace}}))
+            .unwrap();
+            let expected = expected.map(|time| format!("2026-01-01T{time}").parse().unwrap());
+            assert_eq!(deadline(&pod), expected, "{grace}");
+        }
+    }
+
+    #[test]
+    fn every_live_proxy_is_waited_for() {
+        let pod: Pod = serde_json::from_value(json!({"status": {"conditions": [
+            {"type": "a.proxy.gantry.dev/Drained", "status": "True", "reason": "Idle"},
+            {"type": "b.proxy.gantry.dev/Drained", "status": "False"}]}}))
+        .unwrap();
+        let proxies: BTreeSet<String> = ["a".to_owned(), "b".to_owned()].into();
+        assert_eq!(missing(&pod, &proxies), ["b"]);
+        assert!(missing(&pod, &BTreeSet::new()).is_empty());
+    }
+}

@@ -1,0 +1,89 @@
+use super::*;
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+fn image(config: Value) -> Image {
+    let config = json!({"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": []}, "config": config});
+    Image {
+        id: "localhost/x@sha256:0".to_owned(),
+        tree: PathBuf::from("/nonexistent"),
+        config: Arc::new(oci::ImageConfig::parse(config.to_string().as_bytes()).unwrap()),
+        pulled_bytes: None,
+    }
+}
+
+fn spec_of(container: Value, config: Value) -> Result<Spec, String> {
+    let pod: Pod = serde_json::from_value(json!({
+        "metadata": {"name": "web-1", "namespace": "ns", "uid": "u1"},
+        "spec": {"containers": [container], "volumes": [{"name": "v", "emptyDir": {}}, {"name": "c", "configMap": {"name": "m"}}]}
+    }))
+    .unwrap();
+    let image = image(config);
+    let sandbox = Sandbox { ip: "10.0.0.2".parse().unwrap(), netns: Some(PathBuf::from("/run/netns/u1")) };
+    of(&Input {
+        pod: &pod,
+        container: &pod.spec.as_ref().unwrap().containers[0],
+        attempt: 2,
+        image: &image,
+        sandbox: &sandbox,
+        sources: &env::Sources::default(),
+        pod_dir: Path::new("/s/pods/u1"),
+        log_dir: Path::new("/s/logs/c"),
+        memory_bytes: 1 << 30,
+    })
+    .map_err(|error| error.to_string())
+}
+
+#[test]
+fn commands_are_merged_as_kubernetes_merges_them() {
+    let config = json!({"Entrypoint": ["/entry"], "Cmd": ["a"]});
+    for (container, expected) in [
+        (json!({"name": "c"}), vec!["/entry", "a"]),
+        (json!({"name": "c", "args": ["$(X)"], "env": [{"name": "X", "value": "b"}]}), vec!["/entry", "b"]),
+        (json!({"name": "c", "command": ["/own"]}), vec!["/own"]),
+        (json!({"name": "c", "command": ["/own"], "args": ["z"]}), vec!["/own", "z"]),
+    ] {
+        assert_eq!(spec_of(container.clone(), config.clone()).unwrap().args, expected, "{container}");
+    }
+    assert!(spec_of(json!({"name": "c"}), json!({})).unwrap_err().contains("no command specified"));
+}
+
+#[test]
+fn security_and_limits_reach_the_runtime() {
+    let spec = spec_of(
+        json!({"name": "c", "securityContext": {"readOnlyRootFilesystem": true, "allowPrivilegeEscalation": false,
+                "capabilities": {"drop": ["ALL"]}, "runAsUser": 7},
+            "resources": {"limits": {"cpu": "500m", "memory": "64Mi"}},
+            "volumeMounts": [{"name": "v", "mountPath": "/data"}, {"name": "c", "mountPath": "/etc/conf"}]}),
+        json!({"Entrypoint": ["/x"], "Env": ["PATH=/bin", "A=1"], "WorkingDir": "/w", "StopSignal": "SIGINT"}),
+    )
+    .unwrap();
+    assert_eq!(spec.rootfs.access, Access::ReadOnly);
+    assert!(spec.no_new_privileges && spec.seccomp == Seccomp::RuntimeDefault && !spec.privileged);
+    assert_eq!(spec.capabilities.drop, ["ALL"]);
+    assert_eq!((spec.user.uid, spec.cwd.to_str()), (7, Some("/w")));
+    assert_eq!(spec.resources.cpu_limit_milli, Some(500));
+    assert_eq!(spec.resources.memory_limit_bytes, Some(64 << 20));
+    assert_eq!(spec.annotations[annotation::STOP_SIGNAL], "2");
+    assert_eq!(spec.log.path, Path::new("/s/logs/c/2.log"));
+    let find = |target: &str| spec.mounts.iter().find(|mount| mount.target == Path::new(target)).unwrap();
+    assert!(!find("/data").read_only && find("/etc/conf").read_only);
+    assert_eq!(find("/dev/termination-log").source, Path::new("/s/pods/u1/containers/c.2.termination"));
+    assert!(spec.env.contains(&("PATH".to_owned(), "/bin".to_owned())));
+    assert!(spec.env.contains(&("HOSTNAME".to_owned(), "web-1".to_owned())));
+    assert!(spec.id.len() == 32 && spec.id == id("u1", "c", 2));
+}
+
+#[test]
+fn signals_have_numbers() {
+    for (name, number) in [
+        ("SIGTERM", Some(15)),
+        ("quit", Some(3)),
+        ("9", Some(9)),
+        ("SIGRTMIN+3", Some(37)),
+        ("SIGNO", None),
+        ("0", None),
+    ] {
+        assert_eq!(signal(name), number, "{name}");
+    }
+}
