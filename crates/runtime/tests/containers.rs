@@ -181,6 +181,17 @@ impl World {
     }
 }
 
+/// A test that fails leaves nothing either.
+impl Drop for World {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let runtime = self.runtime.clone();
+            let executor = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let _ = std::thread::spawn(move || executor().block_on(runtime.destroy())).join();
+        }
+    }
+}
+
 fn open(state: &Path, instance: &str) -> Runtime {
     Runtime::open(Config {
         state_dir: state.to_owned(),
