@@ -280,12 +280,14 @@ async fn objects(
         return Err(Status::method_not_allowed());
     }
     let named = !place.name.is_empty();
+    // Objects of a namespaced kind are made, and deleted together, within one namespace.
+    let nowhere = place.kind.namespaced() && place.namespace.is_empty();
     let mut call = call_of(&request, identity)?;
     let mut response = match verb {
         "get" => read::get(api, &place, &call),
         "list" => list::list(api, &place, &call).await,
         "watch" => watch::watch(api, &place, &call).await,
-        "create" if !named && !(place.kind.namespaced() && place.namespace.is_empty()) => {
+        "create" if !(named || nowhere) => {
             let body = body(api, request).await?;
             create::create(api, &place, &mut call, &body).await
         }
@@ -301,7 +303,7 @@ async fn objects(
             let body = body(api, request).await?;
             delete::delete(api, &place, &mut call, &body).await
         }
-        "deletecollection" if !(place.kind.namespaced() && place.namespace.is_empty()) => {
+        "deletecollection" if !nowhere => {
             let body = body(api, request).await?;
             delete::collection(api, &place, &mut call, &body).await
         }

@@ -283,7 +283,8 @@ mod tests {
                 "metadata.labels",
                 "metadata.labels",
                 "metadata.ownerReferences.uid",
-                "metadata.finalizers"
+                "metadata.finalizers",
+                "metadata.finalizers[0]"
             ]
         );
     }

@@ -144,7 +144,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 fn key(number: u8) -> String {
-    let kind = if number % 2 == 0 { "core/pods" } else { "apps/deployments" };
+    let kind = if number.is_multiple_of(2) { "core/pods" } else { "apps/deployments" };
     format!("/{kind}/default/n{number}")
 }
 
