@@ -66,9 +66,11 @@ impl Shared {
         Some(permit)
     }
 
-    /// Whether every connection has ended.
-    pub(crate) fn is_idle(&self) -> bool {
-        self.connections.available_permits() == self.limits.connections_max
+    /// Waits until every connection has ended. Only once nothing accepts any more.
+    pub(crate) async fn idle(&self) {
+        let all = u32::try_from(self.limits.connections_max).unwrap_or(u32::MAX);
+        // An error means that the semaphore is closed, and nobody closes it.
+        let _ = self.connections.acquire_many(all).await;
     }
 
     /// Connects to `address`, from this thread's namespace or from the host's.
@@ -300,7 +302,7 @@ fn start(shared: &Arc<Shared>, index: usize, stop: &CancellationToken) -> io::Re
 }
 
 async fn accept(listener: TcpListener, target: Target, shared: &Shared, all: &[Arc<Worker>], own: usize) {
-    let listener = match listener.set_nonblocking(true).and_then(|()| AsyncFd::new(listener)) {
+    let listener = match listener.set_nonblocking(true).and_then(|()| AsyncFd::register(listener)) {
         Ok(listener) => listener,
         Err(error) => return tracing::error!(%error, "watch a listener"),
     };
