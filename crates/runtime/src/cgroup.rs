@@ -143,11 +143,15 @@ impl Layout {
     /// Removes the containers' folders whose id is not in `kept`: what a crash left.
     pub fn sweep(&self, instance: &str, kept: &[String]) -> io::Result<()> {
         for dir in self.instance_dirs(instance) {
-            for entry in fs::read_dir(dir)?.flatten() {
+            let entries = match fs::read_dir(&dir) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                entries => entries.map_err(|error| at(&dir, error))?,
+            };
+            for entry in entries.flatten() {
                 let name = entry.file_name();
                 let id = name.to_str().and_then(|name| name.strip_prefix("c-"));
-                if id.is_some_and(|id| !kept.iter().any(|kept| kept == id)) {
-                    remove_tree(&entry.path())?;
+                if let Some(id) = id.filter(|id| !kept.iter().any(|kept| kept == id)) {
+                    self.container(instance, id).remove()?;
                 }
             }
         }
@@ -156,10 +160,8 @@ impl Layout {
 
     /// Removes the instance's folders in every hierarchy, with whatever still runs in them.
     pub fn destroy(&self, instance: &str) -> io::Result<()> {
-        for dir in self.instance_dirs(instance) {
-            remove_tree(&dir)?;
-        }
-        Ok(())
+        self.sweep(instance, &[])?;
+        self.instance_dirs(instance).iter().try_for_each(|dir| remove_tree(dir))
     }
 }
 
@@ -348,7 +350,17 @@ impl Cgroup {
 
     /// Removes the folders, with whatever still runs in them.
     pub fn remove(&self) -> io::Result<()> {
+        if self.has_processes() {
+            // On v1 a frozen process does not even die.
+            let _ = self.freeze(false);
+        }
         self.dirs().into_iter().try_for_each(remove_tree)
+    }
+
+    fn has_processes(&self) -> bool {
+        self.dir("freezer").is_some_and(|dir| {
+            fs::read_to_string(dir.join("cgroup.procs")).is_ok_and(|processes| !processes.is_empty())
+        })
     }
 }
 

@@ -246,7 +246,6 @@ impl Container {
         let inner = self.inner.clone();
         blocking(move || {
             if !kept_by_keeper {
-                let _ = inner.record.cgroup.freeze(false);
                 inner.record.cgroup.remove()?;
             }
             remove_files(&inner.record.spec.bundle, &inner.shared.link(&inner.record.spec.id))

@@ -231,9 +231,15 @@ fn keeper_of(container: &Container) -> i32 {
         let command = fs::read_to_string(entry.path().join("cmdline")).ok()?;
         let is_keeper = command.starts_with("gantry\0keeper\0") && command.contains(&*bundle);
         let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
-        (is_keeper && Some(pid) != container.pid()).then_some(pid)
+        // Its short-lived children share its command line, not its being a session's leader.
+        (is_keeper && session(pid)? == pid).then_some(pid)
     });
     found.expect("there is a keeper")
+}
+
+fn session(pid: i32) -> Option<i32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(") ")?.1.split(' ').nth(3)?.parse().ok()
 }
 
 fn kill(pid: i32) {
@@ -645,6 +651,10 @@ async fn pause_stops_time() {
     let container = world.start(world.spec("sleep 1000")).await;
     container.pause().await.unwrap();
     container.delete().await.unwrap();
+    let container = world.start(world.spec("sleep 1000")).await;
+    container.pause().await.unwrap();
+    kill_keeper(&container).await;
+    container.delete().await.unwrap();
     world.end().await;
 }
 
@@ -764,11 +774,12 @@ async fn a_keeper_is_small_and_apart() {
     until("the keeper's PSS is at most 1.5 MiB", || kib("Pss:") <= 1536).await;
     println!("    keeper PSS {} KiB, of that not from the binary {} KiB", kib("Pss:"), kib("Pss_Anon:"));
     assert_eq!(container.status().await.unwrap().state, State::Running, "and it still works");
-    let cgroups = fs::read_to_string(format!("/proc/{keeper}/cgroup")).unwrap();
-    assert!(cgroups.contains(&format!("gantry-{}/keepers", world.instance)), "{cgroups}");
-    let stat = fs::read_to_string(format!("/proc/{keeper}/stat")).unwrap();
-    let session: i32 = stat.rsplit_once(") ").unwrap().1.split(' ').nth(3).unwrap().parse().unwrap();
-    assert_eq!(session, keeper, "in a session of its own");
+    let apart = format!("gantry-{}/keepers", world.instance);
+    until("it has left the daemon's cgroup", || {
+        fs::read_to_string(format!("/proc/{keeper}/cgroup")).unwrap().contains(&apart)
+    })
+    .await;
+    assert_eq!(session(keeper), Some(keeper), "in a session of its own");
     let fds = fs::read_dir(format!("/proc/{keeper}/fd")).unwrap().flatten();
     let open: Vec<String> =
         fds.map(|fd| fs::read_link(fd.path()).unwrap().to_string_lossy().into_owned()).collect();
