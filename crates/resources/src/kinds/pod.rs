@@ -8,6 +8,7 @@ use crate::kind::{self, Deletion, Generation, Kind, Subresource};
 mod cells;
 mod container;
 pub mod defaults;
+mod env;
 mod probe;
 mod quality;
 mod security;

@@ -77,15 +77,9 @@ fn validate(object: &Value, old: Option<&Value>) -> Vec<field::Error> {
     let data = tree::get(object, "data");
     let missing = |key: &str| tree::get(data, key).is_null();
     match tree::str(object, "/type") {
-        "kubernetes.io/service-account-token" => {
-            if tree::get(tree::at(object, "/metadata/annotations"), "kubernetes.io/service-account.name")
-                .is_null()
-            {
-                errors.push(field::Error::required(
-                    "metadata.annotations[kubernetes.io/service-account.name]",
-                    "",
-                ));
-            }
+        "kubernetes.io/service-account-token" if account(object).is_empty() => {
+            errors
+                .push(field::Error::required("metadata.annotations[kubernetes.io/service-account.name]", ""));
         }
         "kubernetes.io/dockercfg" => json_key(data, ".dockercfg", &mut errors),
         "kubernetes.io/dockerconfigjson" => json_key(data, ".dockerconfigjson", &mut errors),
@@ -106,6 +100,12 @@ fn validate(object: &Value, old: Option<&Value>) -> Vec<field::Error> {
         _ => {}
     }
     errors
+}
+
+/// The ServiceAccount that a token is of.
+fn account(object: &Value) -> &str {
+    let annotations = tree::at(object, "/metadata/annotations");
+    tree::get(annotations, "kubernetes.io/service-account.name").as_str().unwrap_or_default()
 }
 
 fn immutable(object: &Value, old: &Value, errors: &mut Vec<field::Error>) {

@@ -217,7 +217,7 @@ fn pod_requests(spec: &mut Value) {
             let more = amount.as_str().and_then(|a| a.parse::<Quantity>().ok());
             let before = sums.get(name).and_then(Value::as_str).and_then(|a| a.parse::<Quantity>().ok());
             if let Some(more) = more {
-                let sum = before.map_or_else(|| more.clone(), |before| before.plus(&more));
+                let sum = before.map_or(more, |before| before.plus(&more));
                 sums.insert(name.clone(), sum.to_string().into());
             }
         }

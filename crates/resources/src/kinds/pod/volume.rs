@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::container;
+use super::env;
 use crate::field::Error;
 use crate::kinds::{names, tree};
 use crate::quantity::Quantity;
@@ -73,10 +73,8 @@ fn one(errors: &mut Vec<Error>, path: &str, kind: &str, source: &Value) {
         },
         "secret" => keyed(errors, path, source, "secretName"),
         "configMap" => keyed(errors, path, source, "name"),
-        "persistentVolumeClaim" => {
-            if tree::str(source, "/claimName").is_empty() {
-                errors.push(Error::required(format!("{path}.claimName"), ""));
-            }
+        "persistentVolumeClaim" if tree::str(source, "/claimName").is_empty() => {
+            errors.push(Error::required(format!("{path}.claimName"), ""));
         }
         "downwardAPI" => {
             mode(errors, &format!("{path}.defaultMode"), tree::get(source, "defaultMode"));
@@ -134,7 +132,7 @@ fn downward(errors: &mut Vec<Error>, path: &str, source: &Value) {
                     "metadata.namespace",
                     "metadata.uid",
                 ];
-                container::field_ref(errors, &format!("{path}.fieldRef"), field, &allowed);
+                env::field_ref(errors, &format!("{path}.fieldRef"), field, &allowed);
             }
             (false, false) => {
                 errors.push(Error::invalid(
@@ -143,9 +141,7 @@ fn downward(errors: &mut Vec<Error>, path: &str, source: &Value) {
                     "fieldRef and resourceFieldRef can not be specified simultaneously",
                 ));
             }
-            (true, false) => {
-                container::resource_ref(errors, &format!("{path}.resourceFieldRef"), amount, true)
-            }
+            (true, false) => env::resource_ref(errors, &format!("{path}.resourceFieldRef"), amount, true),
             (true, true) => {
                 errors.push(Error::required(path, "one of fieldRef and resourceFieldRef is required"))
             }
