@@ -1,14 +1,18 @@
 # `make demo` and `make test` do everything on a fresh machine with Rust and Go.
 SHELL := /bin/bash
-.PHONY: demo test check bench setup setup-test
+.PHONY: demo test check bench setup setup-test setup-bench
 
 # What the build needs: a C compiler.
 setup:
 	@scripts/setup.sh build
 
-# What the tests need beside that: clients that others wrote, and the peers of the benchmarks.
+# What the tests need beside that: clients that others wrote.
 setup-test:
 	@scripts/setup.sh test
+
+# What the benchmarks need beside that: the peers.
+setup-bench:
+	@scripts/setup.sh bench
 
 demo: setup
 	cargo build --release --package gantry
@@ -24,6 +28,6 @@ test: setup-test
 	cargo test --workspace
 	cargo xtask accept --short
 
-bench: setup-test
+bench: setup-bench
 	cargo build --release --package gantry
 	cargo xtask bench

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Installs what is missing. `setup.sh build` is for building gantry, `setup.sh test` adds what its tests run.
+# Installs what is missing. `setup.sh build` is for building gantry, `setup.sh test` adds what its tests run,
+# `setup.sh bench` adds the peers that the benchmarks run beside it.
 set -euo pipefail
 
-what=${1:?usage: setup.sh build|test}
+what=${1:?usage: setup.sh build|test|bench}
 
 need() { # need COMMAND-OR-FILE PACKAGE
   case $1 in
@@ -21,7 +22,7 @@ done
 
 missing=()
 need cc build-essential
-if [ "$what" = test ]; then
+if [ "$what" = test ] || [ "$what" = bench ]; then
   need /bin/busybox busybox-static
   need skopeo skopeo
   need umoci umoci
@@ -30,6 +31,10 @@ if [ "$what" = test ]; then
   need runc runc
   need crun crun
   need strace strace
+fi
+if [ "$what" = bench ]; then
+  need etcd etcd-server
+  need dockerd docker.io
 fi
 
 if [ ${#missing[@]} -gt 0 ]; then
@@ -41,6 +46,12 @@ if [ ${#missing[@]} -gt 0 ]; then
   echo "installing ${missing[*]}" >&2
   export DEBIAN_FRONTEND=noninteractive
   apt-get update -qq >/dev/null
-  # A package that brings a service must not start it.
+  # A package that brings a service must not start it: no docker, etcd or haproxy runs because of us.
+  policy=/usr/sbin/policy-rc.d
+  if [ ! -e "$policy" ]; then
+    printf '#!/bin/sh\nexit 101\n' >"$policy"
+    chmod 755 "$policy"
+    trap 'rm -f "$policy"' EXIT
+  fi
   apt-get install -y -qq --no-install-recommends -o Dpkg::Use-Pty=0 "${missing[@]}" >/dev/null
 fi
