@@ -170,7 +170,7 @@ impl Worker {
         let container = container.to_owned();
         self.tasks.spawn(async move {
             let exit = handle.wait().await;
-            let message = tasks::last_words(&deps, &pod, &spec, attempt, &exit).await;
+            let message = tasks::last_words(&deps, &pod, &spec, attempt, &exit, handle.spec()).await;
             Done::Exited { container, attempt, exit, message }
         });
     }

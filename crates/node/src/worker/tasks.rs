@@ -22,6 +22,8 @@ const TERMINATION_LOG_BYTES_MAX: usize = 2048;
 const TERMINATION_LOG_LINES_MAX: usize = 80;
 /// Runs whose logs are kept besides the current one's.
 const OLD_LOGS_MAX: u32 = 1;
+/// What a program's loader exits with when it lacks a shared library.
+const CANNOT_LOAD_CODE: i32 = 127;
 /// One answer to a hook's request.
 const HOOK_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -218,6 +220,7 @@ pub(super) async fn last_words(
     container: &Spec,
     attempt: u32,
     exit: &runtime::Exit,
+    made_from: Option<&runtime::Spec>,
 ) -> String {
     let uid = pod.metadata.uid.as_deref().unwrap_or_default();
     let words = spec::termination_file(&deps.pod_dir(uid), &container.name, attempt);
@@ -228,7 +231,14 @@ pub(super) async fn last_words(
         let text = read_bounded(&words);
         if text.is_empty() && fall_back && failed { tail(&log) } else { text }
     });
-    read.await.unwrap_or_default()
+    let text = read.await.unwrap_or_default();
+    if text.is_empty()
+        && matches!(exit.code, Some(CANNOT_LOAD_CODE))
+        && let Some(why) = made_from.and_then(|spec| deps.containers.explain(spec))
+    {
+        return why;
+    }
+    text
 }
 
 fn read_bounded(path: &PathBuf) -> String {
