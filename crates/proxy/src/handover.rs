@@ -174,7 +174,7 @@ impl Link {
         let credentials =
             rustix::net::sockopt::socket_peercred(&socket).map_err(|error| Error::Pass(error.into()))?;
         rustix::io::ioctl_fionbio(&socket, true).map_err(|error| Error::Pass(error.into()))?;
-        let socket = Arc::new(AsyncFd::register(socket).map_err(Error::Pass)?);
+        let socket = Arc::new(crate::io::watched(socket).map_err(Error::Pass)?);
         let (say, outbox) = mpsc::unbounded_channel();
         {
             let mut state = holder.lock();
@@ -403,7 +403,7 @@ pub(crate) fn listen(state_dir: &Path) -> Result<AsyncFd<OwnedFd>, Error> {
         std::fs::set_permissions(&staged, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
         rustix::net::listen(&socket, 8)?;
         std::fs::rename(&staged, &path)?;
-        AsyncFd::register(socket)
+        crate::io::watched(socket)
     };
     bind().map_err(|source| Error::Socket { path: path.clone(), source })
 }

@@ -2,14 +2,23 @@
 
 use std::future::{Future as _, poll_fn};
 use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use tokio::io::unix::AsyncFd;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
 use crate::buffer::Buffer;
+
+/// A descriptor that the reactor watches.
+pub(crate) fn watched<T: AsRawFd + Into<OwnedFd>>(owner: T) -> io::Result<AsyncFd<T>> {
+    // SAFETY: what turns into an OwnedFd owns its one descriptor: it stays open, and the same, until the AsyncFd,
+    // which never gives out a mutable reference here, is dropped.
+    Ok(unsafe { AsyncFd::register(owner) }?)
+}
 
 /// A deadline that moves often and passes seldom: the timer is armed anew only when it fires early.
 #[derive(Debug)]

@@ -29,6 +29,8 @@ mod sniff;
 mod sockets;
 pub mod spawn;
 mod status;
+#[cfg(test)]
+mod tests;
 mod udp;
 mod watch;
 mod worker;

@@ -220,7 +220,7 @@ impl Collector for Shown {
 
 fn encode_durations(backend: &Backend, mut metric: MetricEncoder<'_>) -> fmt::Result {
     let counts: Vec<u64> = backend.buckets.iter().map(|bucket| bucket.load(Ordering::Relaxed)).collect();
-    let edges = EDGES.iter().map(|edge| *edge as f64 / 1e6).chain([f64::MAX]);
+    let edges = EDGES.iter().map(|edge| *edge as f64 / 1e6).chain([f64::INFINITY]);
     let buckets: Vec<(f64, u64)> = edges.zip(counts.iter().copied()).collect();
     let sum = backend.microseconds.load(Ordering::Relaxed) as f64 / 1e6;
     metric.encode_histogram::<[(&str, &str); 0]>(sum, counts.iter().sum(), &buckets, None)

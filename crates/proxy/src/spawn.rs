@@ -31,7 +31,7 @@ impl Process {
 
     fn new(pid: u32, child: Option<Child>) -> io::Result<Self> {
         let number = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidInput)?;
-        let pidfd = AsyncFd::register(pidfd_open(number, PidfdFlags::NONBLOCK)?)?;
+        let pidfd = crate::io::watched(pidfd_open(number, PidfdFlags::NONBLOCK)?)?;
         Ok(Self { pid, pidfd, child })
     }
 

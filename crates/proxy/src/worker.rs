@@ -302,7 +302,7 @@ fn start(shared: &Arc<Shared>, index: usize, stop: &CancellationToken) -> io::Re
 }
 
 async fn accept(listener: TcpListener, target: Target, shared: &Shared, all: &[Arc<Worker>], own: usize) {
-    let listener = match listener.set_nonblocking(true).and_then(|()| AsyncFd::register(listener)) {
+    let listener = match listener.set_nonblocking(true).and_then(|()| crate::io::watched(listener)) {
         Ok(listener) => listener,
         Err(error) => return tracing::error!(%error, "watch a listener"),
     };
