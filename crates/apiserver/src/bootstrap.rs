@@ -18,6 +18,10 @@ const MANAGER: &str = "gantry";
 /// Makes what is missing.
 pub(crate) async fn run(api: &Api, advertise: Option<SocketAddr>) -> Result<(), Error> {
     for name in NAMESPACES {
+        // What people do to a Namespace stays done.
+        if api.store.get(&format!("/core/namespaces/{name}")).is_some() {
+            continue;
+        }
         ensure(api, "", "namespaces", "", name, json!({ "metadata": { "name": name } })).await?;
     }
     let (network, _) = api.service_cidr;

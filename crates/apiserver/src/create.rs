@@ -14,7 +14,7 @@ use crate::handle::Call;
 use crate::negotiate::Accepted;
 use crate::path::Place;
 use crate::query::WriteOptions;
-use crate::{Api, allocate, decode, meta, namespace, object, respond};
+use crate::{Api, allocate, decode, expire, meta, namespace, object, respond};
 
 /// Generated names that are tried before the client is told to.
 const NAMES_TRIED: usize = 8;
@@ -158,7 +158,10 @@ async fn store_named(
     }
     let stored = api.store.put(&key, Expect::Absent, |revision| object::encode(kind, new, revision)).await;
     match stored {
-        Ok(entry) => Ok(Written::Stored(entry)),
+        Ok(entry) => {
+            expire::after_write(api, kind, &entry).await;
+            Ok(Written::Stored(entry))
+        }
         Err(store::write::Error::Exists(_)) => Err(Status::already_exists(target)),
         Err(error) => Err(not_written(&error)),
     }

@@ -17,6 +17,7 @@ mod create;
 mod decode;
 mod delete;
 mod discovery;
+mod expire;
 mod handle;
 mod health;
 mod identity;

@@ -1,6 +1,7 @@
 //! The API through its in-process router, with a fixed seed and a clock that stands.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use apiserver::{Config, Identity, Server};
 use axum::body::Body;
@@ -12,6 +13,8 @@ use tower::ServiceExt;
 
 struct Api {
     server: Server,
+    /// Seconds that the clock was put forward.
+    later: Arc<AtomicI64>,
     identity: Identity,
     _folder: tempfile::TempDir,
 }
@@ -21,9 +24,14 @@ async fn api() -> Api {
     let store = store::Store::open(&folder.path().join("store.redb"), store::Options::default()).unwrap();
     let mut config = Config::new(store);
     config.seed = Some(7);
-    config.clock = Arc::new(|| "2026-11-21T03:15:29Z".parse().unwrap());
+    let later = Arc::new(AtomicI64::new(0));
+    let clock = later.clone();
+    config.clock = Arc::new(move || {
+        let start: jiff::Timestamp = "2026-11-21T03:15:29Z".parse().unwrap();
+        start + jiff::SignedDuration::from_secs(clock.load(Ordering::Relaxed))
+    });
     let server = Server::open(config).await.unwrap();
-    Api { server, identity: Identity::admin(), _folder: folder }
+    Api { server, later, identity: Identity::admin(), _folder: folder }
 }
 
 impl Api {
@@ -425,6 +433,45 @@ async fn replicas_are_written_through_scale() {
     let (code, _) =
         api.send("PATCH", &format!("{path}/d/scale"), "application/merge-patch+json", &merge).await;
     assert_eq!(code, 422);
+}
+
+#[tokio::test]
+async fn a_second_start_writes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store.redb");
+    let mut revisions = Vec::new();
+    for _ in 0..2 {
+        let store = store::Store::open(&path, store::Options::default()).unwrap();
+        let mut config = Config::new(store.clone());
+        config.advertise = Some("10.1.2.3:6443".parse().unwrap());
+        revisions.push(Server::open(config).await.unwrap().revision());
+        store.close().await;
+    }
+    assert_eq!(revisions[0], revisions[1]);
+}
+
+#[tokio::test]
+async fn events_go_after_an_hour() {
+    let api = api().await;
+    let path = "/api/v1/namespaces/default/events";
+    let make = async |name: String| {
+        let event = json!({
+            "metadata": {"name": name},
+            "involvedObject": {"kind": "Pod", "name": "p", "namespace": "default"},
+            "reason": "R",
+        });
+        let (code, made) = api.post(path, event).await;
+        assert_eq!(code, 201, "{made}");
+    };
+    for number in 0..5 {
+        make(format!("old{number}")).await;
+    }
+    api.later.store(3601, Ordering::Relaxed);
+    for number in 0..64 {
+        make(format!("new{number}")).await;
+    }
+    let (_, list) = api.get(path).await;
+    assert_eq!(list["items"].as_array().unwrap().len(), 64);
 }
 
 #[tokio::test]

@@ -256,6 +256,17 @@ pub type Allocate = fn(&mut Value, Option<&Value>, &mut dyn Allocator) -> Result
 /// A field usable in `fieldSelector`, beyond `metadata.name` and `metadata.namespace`.
 pub type SelectableField = (&'static str, fn(&Value) -> String);
 
+/// Objects that go by themselves after a while.
+#[derive(Clone, Copy, Debug)]
+pub struct Retention {
+    /// Seconds that an object is kept after its last use.
+    pub seconds: i64,
+    /// Objects that are kept; beyond that the longest unused go.
+    pub objects_max: usize,
+    /// When an object was last of use.
+    pub last_use: fn(&Value) -> Option<Timestamp>,
+}
+
 /// How objects of one row are kept as objects of another one.
 #[derive(Clone, Copy, Debug)]
 pub struct StoredAs {
@@ -327,6 +338,8 @@ pub struct Kind {
     pub warnings: fn(&Value, Option<&Value>) -> Vec<String>,
     /// Another row that keeps the objects; this row is a second way to see them (events.k8s.io).
     pub stored_as: Option<&'static StoredAs>,
+    /// How long objects are kept.
+    pub retention: Option<Retention>,
     /// Dotted paths that no manager owns through the main resource.
     pub reset_fields: &'static [&'static str],
     /// Dotted paths that no manager owns through `/status`.
@@ -368,6 +381,7 @@ impl Kind {
         delete_returns_object: false,
         warnings: |_, _| Vec::new(),
         stored_as: None,
+        retention: None,
         reset_fields: &["status"],
         reset_fields_status: &["spec"],
     };

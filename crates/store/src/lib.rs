@@ -118,6 +118,7 @@ impl Snapshot {
 pub struct Store {
     shared: Arc<Shared>,
     commands: mpsc::Sender<Command>,
+    queued: Arc<lifecycle::bound::Bound>,
 }
 
 pub(crate) struct Shared {
@@ -183,7 +184,8 @@ impl Store {
             .name("store".into())
             .spawn(move || owner.run(queue))
             .map_err(OpenError::Thread)?;
-        Ok(Store { shared, commands })
+        let queued = lifecycle::bound::Bound::new("store_queue_writes", commands.max_capacity() as u64);
+        Ok(Store { shared, commands, queued })
     }
 
     /// The present state.
@@ -255,7 +257,9 @@ impl Store {
     }
 
     async fn send(&self, command: Command) -> Result<(), write::Error> {
-        self.commands.send(command).await.map_err(|_| write::Error::Closed)
+        self.commands.send(command).await.map_err(|_| write::Error::Closed)?;
+        self.queued.set((self.commands.max_capacity() - self.commands.capacity()) as u64);
+        Ok(())
     }
 
     /// The events behind `after` of the keys that start with `prefix`, which names one kind at least.

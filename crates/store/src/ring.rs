@@ -6,6 +6,8 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, RwLock};
 
+use lifecycle::bound::Bound;
+
 use crate::{Entry, Revision, Snapshot, key};
 
 /// One write, as watchers see it.
@@ -34,11 +36,14 @@ pub(crate) struct Rings {
     base: Revision,
     events_max: usize,
     bytes_max: usize,
+    /// Of the fullest ring.
+    bound: Arc<Bound>,
 }
 
 impl Rings {
     pub(crate) fn new(base: Revision, events_max: usize, bytes_max: usize) -> Self {
-        Rings { by_kind: RwLock::default(), base, events_max, bytes_max }
+        let bound = Bound::new("store_ring_bytes", bytes_max as u64);
+        Rings { by_kind: RwLock::default(), base, events_max, bytes_max, bound }
     }
 
     pub(crate) fn of(&self, kind: &str) -> Arc<Ring> {
@@ -67,6 +72,9 @@ impl Rings {
             };
             ring.push(event);
         }
+        let rings = self.by_kind.read().unwrap_or_else(|poisoned| poisoned.into_inner());
+        self.bound.set(rings.values().map(|ring| ring.bytes() as u64).max().unwrap_or(0));
+        drop(rings);
         touched.into_iter().map(|(_, ring)| ring).collect()
     }
 }
@@ -111,6 +119,10 @@ impl Ring {
             events.bytes -= old.bytes();
             events.floor = old.revision;
         }
+    }
+
+    fn bytes(&self) -> usize {
+        self.events.read().unwrap_or_else(|poisoned| poisoned.into_inner()).bytes
     }
 
     pub(crate) fn wake(&self) {

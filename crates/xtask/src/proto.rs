@@ -16,37 +16,18 @@ const PACKAGES: &[(usize, &str, &str)] = &[
     (0, "authentication/v1", "authentication.v1"),
     (0, "authorization/v1", "authorization.v1"),
     (0, "autoscaling/v1", "autoscaling.v1"),
+    (0, "batch/v1", "batch.v1"),
     (0, "coordination/v1", "coordination.v1"),
     (0, "core/v1", "core.v1"),
     (0, "discovery/v1", "discovery.v1"),
     (0, "events/v1", "events.v1"),
+    (0, "networking/v1", "networking.v1"),
     (0, "policy/v1", "policy.v1"),
+    (0, "rbac/v1", "rbac.v1"),
 ];
 
-/// What clients send.
-const ROOTS: &[&str] = &[
-    "apps.v1.ControllerRevision",
-    "apps.v1.Deployment",
-    "apps.v1.ReplicaSet",
-    "authentication.v1.SelfSubjectReview",
-    "authorization.v1.SelfSubjectAccessReview",
-    "authorization.v1.SelfSubjectRulesReview",
-    "autoscaling.v1.Scale",
-    "coordination.v1.Lease",
-    "core.v1.Binding",
-    "core.v1.ConfigMap",
-    "core.v1.Event",
-    "core.v1.Namespace",
-    "core.v1.Node",
-    "core.v1.Pod",
-    "core.v1.Secret",
-    "core.v1.Service",
-    "core.v1.ServiceAccount",
-    "discovery.v1.EndpointSlice",
-    "events.v1.Event",
-    "meta.v1.DeleteOptions",
-    "policy.v1.Eviction",
-];
+/// What clients send beside objects.
+const ROOTS: &[&str] = &["meta.v1.DeleteOptions"];
 
 /// Types with an encoding of their own.
 const SPECIAL: &[(&str, &str)] = &[
@@ -88,6 +69,8 @@ pub fn run(root: &Path) -> Result<()> {
         }
     }
     let mut todo: Vec<String> = ROOTS.iter().map(|name| (*name).to_owned()).collect();
+    // Every kind of these packages, so that serving one more needs no new table.
+    todo.extend(types.iter().filter(|(_, ty)| is_object(ty)).map(|(name, _)| name.clone()));
     let mut seen: BTreeSet<String> = todo.iter().cloned().collect();
     let mut lines = BTreeMap::new();
     while let Some(name) = todo.pop() {
@@ -117,6 +100,11 @@ pub fn run(root: &Path) -> Result<()> {
     }
     let target = root.join("crates/resources/src/protobuf/table.txt");
     std::fs::write(&target, out).with_context(|| format!("cannot write {}", target.display()))
+}
+
+fn is_object(ty: &Type) -> bool {
+    let Type::Struct(fields) = ty else { return false };
+    fields.iter().any(|field| field.name == "metadata" && field.go_type == "metav1.ObjectMeta")
 }
 
 fn parse(source: &str, prefix: &str, types: &mut BTreeMap<String, Type>) {

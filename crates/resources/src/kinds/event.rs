@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::{names, tree, wire};
 use crate::field::Error;
-use crate::kind::{Cell, Column, Kind, StoredAs};
+use crate::kind::{Cell, Column, Kind, Retention, StoredAs};
 use crate::table;
 
 pub static KIND: Kind = Kind {
@@ -21,6 +21,7 @@ pub static KIND: Kind = Kind {
     selectable_fields: SELECTABLE,
     create_on_update: true,
     reset_fields: &[],
+    retention: Some(Retention { seconds: 3600, objects_max: 2000, last_use }),
     ..Kind::EMPTY
 };
 
@@ -42,6 +43,13 @@ pub static EVENTS_KIND: Kind = Kind {
     stored_as: Some(&StoredAs { kind: &KIND, encode, decode }),
     ..KIND
 };
+
+/// The latest time in an event of the row `v1`.
+fn last_use(object: &Value) -> Option<Timestamp> {
+    let times =
+        ["/metadata/creationTimestamp", "/lastTimestamp", "/eventTime", "/series/lastObservedTime"];
+    times.iter().filter_map(|pointer| tree::str(object, pointer).parse().ok()).max()
+}
 
 /// Names in `events.k8s.io/v1`, and in `v1`.
 const RENAMED: &[(&str, &str)] = &[
