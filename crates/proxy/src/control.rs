@@ -1,7 +1,9 @@
 //! From what the API says to routes, listeners and tombstones. One task owns all of it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use kube::Client;
@@ -31,6 +33,8 @@ pub(crate) struct Control {
     pub(crate) services_range: Option<Cidr>,
     pub(crate) routes: BTreeMap<PortKey, Routed>,
     pub(crate) open: BTreeMap<Key, Vec<Opened>>,
+    /// All of `open`'s.
+    pub(crate) spots: HashSet<Spot>,
     /// Services of which a port of the host is taken by somebody else.
     pub(crate) waiting: BTreeSet<Key>,
     pods: Pods,
@@ -102,6 +106,7 @@ impl Control {
             services_range,
             routes: BTreeMap::new(),
             open: BTreeMap::new(),
+            spots: HashSet::new(),
             waiting: BTreeSet::new(),
             pods: Pods::default(),
             seen: Default::default(),
@@ -270,9 +275,8 @@ impl Control {
 
     /// Looks again at ports that were taken.
     pub(crate) fn retry(&mut self) {
-        for key in std::mem::take(&mut self.waiting) {
-            self.settle_service(&key);
-        }
+        let waiting: Vec<Key> = self.waiting.iter().cloned().collect();
+        waiting.iter().for_each(|key| self.settle_service(key));
     }
 
     fn settle_service(&mut self, key: &Key) {
@@ -358,6 +362,14 @@ impl Control {
         self.routes.insert(port, routed);
     }
 
+    /// A listening socket for a Service port; a spot belongs to one of them.
+    pub(crate) fn listen(&self, spot: &Spot) -> io::Result<OwnedFd> {
+        if self.spots.contains(spot) {
+            return Err(io::ErrorKind::AddrInUse.into());
+        }
+        self.sockets.open(spot)
+    }
+
     /// Starts to serve a listener of a Service port.
     pub(crate) fn serve(
         &mut self,
@@ -365,7 +377,7 @@ impl Control {
         spot: Spot,
         purpose: Purpose,
         port: (String, Protocol),
-        socket: std::os::fd::OwnedFd,
+        socket: OwnedFd,
     ) {
         let Some(routed) = self.routes.get(&(key.clone(), port.0.clone(), port.1)) else { return };
         let route = Arc::clone(&routed.route);
@@ -386,6 +398,7 @@ impl Control {
                 });
             }
         }
+        self.spots.insert(spot.clone());
         self.open.entry(key.clone()).or_default().push(Opened { spot, purpose, port, stop });
     }
 

@@ -95,6 +95,11 @@ impl Holder {
         Ok(())
     }
 
+    /// A duplicate of a listener of this process.
+    pub(crate) fn owned(&self, listener: &str) -> Option<OwnedFd> {
+        self.lock().own.get(listener)?.try_clone().ok()
+    }
+
     /// This process listens on it no more, and nobody shall.
     pub fn disown(&self, listener: &str) {
         let mut state = self.lock();

@@ -21,6 +21,8 @@ mod http1;
 mod io;
 mod metrics;
 mod model;
+#[cfg(test)]
+mod namespace_tests;
 mod ports;
 mod relay;
 mod route;

@@ -35,16 +35,22 @@ pub(crate) fn settle(control: &mut Control, service: &Service) {
         }
     }
     close_unwanted(control, service, &key, &wanted);
+    let waited = control.waiting.remove(&key);
     for (spot, purpose, of_port) in wanted {
         let is_open = control.open.get(&key).is_some_and(|open| open.iter().any(|one| one.spot == spot));
         if is_open {
             continue;
         }
-        match control.sockets.open(&spot) {
+        match control.listen(&spot) {
             Ok(socket) => control.serve(&key, spot, purpose, of_port, socket),
             Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable && spot.address.is_ipv6() => {}
             // Somebody inside may serve that address itself, as the daemon does for the API.
-            Err(error) => tracing::warn!(%error, service = key, socket = spot.name(), "listen"),
+            Err(error) => {
+                if !waited {
+                    tracing::warn!(%error, service = key, socket = spot.name(), "listen; it is tried again");
+                }
+                control.waiting.insert(key.clone());
+            }
         }
     }
     if service.kind == Kind::LoadBalancer && !service.ports.is_empty() {
@@ -57,6 +63,7 @@ pub(crate) fn close_all(control: &mut Control, key: &Key) {
     control.waiting.remove(key);
     for opened in control.open.remove(key).unwrap_or_default() {
         opened.stop.cancel();
+        control.spots.remove(&opened.spot);
         control.sockets.close(&opened.spot);
     }
 }
@@ -85,7 +92,11 @@ fn close_unwanted(
     *open = kept;
     for opened in closed {
         opened.stop.cancel();
-        control.sockets.close(&opened.spot);
+        control.spots.remove(&opened.spot);
+        // Under another name of the port the same socket goes on.
+        if !wanted.iter().any(|(spot, ..)| *spot == opened.spot) {
+            control.sockets.close(&opened.spot);
+        }
     }
 }
 
@@ -136,9 +147,7 @@ fn settle_balancer(control: &mut Control, service: &Service, key: &Key) {
             ("False".to_owned(), (*reason).to_owned(), messages.join("; "))
         }
     };
-    if troubles.is_empty() {
-        control.waiting.remove(key);
-    } else {
+    if !troubles.is_empty() {
         control.waiting.insert(key.clone());
     }
     // A message says how the port was chosen; it is not renewed when the socket is merely still there.
@@ -196,7 +205,7 @@ fn open_host_port(
 fn open_spots(control: &Control, spots: &[Spot]) -> io::Result<Vec<(Spot, OwnedFd)>> {
     let mut sockets: Vec<(Spot, OwnedFd)> = Vec::new();
     for (place, spot) in spots.iter().enumerate() {
-        match control.sockets.open(spot) {
+        match control.listen(spot) {
             Ok(socket) => sockets.push((spot.clone(), socket)),
             Err(error) if place > 0 && error.kind() != io::ErrorKind::AddrInUse => {}
             Err(error) => {

@@ -34,9 +34,12 @@ pub(crate) struct Sockets {
 }
 
 impl Sockets {
-    /// A listening socket, of which the daemon gets a duplicate.
+    /// A listening socket, of which the daemon gets a duplicate. One that is open already is used on.
     pub(crate) fn open(&self, spot: &Spot) -> io::Result<OwnedFd> {
         let name = spot.name();
+        if let Some(socket) = self.holder.owned(&name) {
+            return Ok(socket);
+        }
         let socket = match self.holder.take_back(&name) {
             Some(socket) => socket,
             None => self.bind(spot)?,
@@ -45,8 +48,14 @@ impl Sockets {
         Ok(socket)
     }
 
-    /// The spot is given up, by the daemon too.
+    /// The spot is given up, by the daemon too. It is free at once, whoever still holds a duplicate.
     pub(crate) fn close(&self, spot: &Spot) {
+        if spot.protocol == Protocol::Tcp
+            && let Some(socket) = self.holder.owned(&spot.name())
+        {
+            // A listener that is shut down listens no more: who connects is refused and not left waiting.
+            let _ = rustix::net::shutdown(&socket, rustix::net::Shutdown::Both);
+        }
         self.holder.disown(&spot.name());
     }
 
