@@ -1,6 +1,7 @@
 //! Development tasks: `cargo xtask <task>`.
 
 mod accept;
+mod bench;
 mod demo;
 mod facts;
 mod load;
@@ -27,6 +28,8 @@ struct Arguments {
 enum Task {
     /// Run the ladder of acceptance checks on the release binary
     Accept(accept::Arguments),
+    /// Measure the figures, each beside its peer
+    Bench(bench::Arguments),
     /// Run the README's walk-through
     Demo,
     /// Generate the table of schema facts from Kubernetes' OpenAPI files
@@ -47,6 +50,7 @@ enum Task {
 fn main() -> ExitCode {
     let result = match Arguments::parse().task {
         Task::Accept(arguments) => accept::run(&arguments),
+        Task::Bench(arguments) => bench::run(&arguments),
         Task::Demo => demo::run(),
         Task::Facts { openapi } => facts::run(&openapi),
         Task::Proto => tidy::root().and_then(|root| proto::run(&root)),

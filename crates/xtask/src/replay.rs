@@ -16,6 +16,7 @@ mod server;
 
 use case::Case;
 use difference::Allowed;
+pub(crate) use server::Loopback;
 use server::Server;
 
 /// Flags of the task.

@@ -170,7 +170,7 @@ fn over_tls() -> Result<kube::Client> {
 
 /// The oracle is a test server on this machine with a certificate that it made itself: its certificate is not checked.
 #[derive(Debug)]
-struct Loopback;
+pub(crate) struct Loopback;
 
 impl ServerCertVerifier for Loopback {
     fn verify_server_cert(

@@ -1,0 +1,153 @@
+//! `cargo xtask bench`: how fast and how small, each figure beside its peer in one run, interleaved.
+//!
+//! One file a figure and a row in [`FIGURES`]. Each figure runs in a network namespace of its own, so that ports are
+//! free and dockerd's rules stay inside. A peer that cannot be set up makes its rows unmet and says why.
+
+mod api;
+mod apply;
+mod cycle;
+mod edit;
+mod go;
+mod keeper;
+mod memory;
+mod peers;
+mod pod;
+mod process;
+mod proxying;
+mod push;
+mod row;
+mod samples;
+mod start;
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+
+pub(crate) use row::Row;
+
+/// Fewer rounds say nothing about a median.
+const ROUNDS_MIN: usize = 10;
+
+/// Which figures, and how often.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// The figures to measure; all when none is named
+    figures: Vec<String>,
+    /// Rounds of each figure; fewer than 10 are only good for trying
+    #[arg(long, default_value_t = ROUNDS_MIN)]
+    rounds: usize,
+    /// Write the rows into docs/bench.md
+    #[arg(long)]
+    write: bool,
+}
+
+/// What a figure is given.
+pub(crate) struct Setting {
+    /// The release binary.
+    pub(crate) gantry: PathBuf,
+    pub(crate) rounds: usize,
+}
+
+/// A figure of the table "How fast, how small".
+pub(crate) struct Figure {
+    /// What it is called on the command line and in the table.
+    pub(crate) name: &'static str,
+    /// What is measured.
+    pub(crate) about: &'static str,
+    /// Who is measured beside it.
+    pub(crate) peer: &'static str,
+    /// What has to be reached, as the issue words it.
+    pub(crate) bar: &'static str,
+    pub(crate) run: fn(&Setting) -> Result<Vec<Row>>,
+}
+
+/// Every figure, in the table's order.
+pub(crate) const FIGURES: &[Figure] = &[
+    edit::FIGURE,
+    push::FIGURE,
+    start::FIGURE,
+    memory::FIGURE,
+    keeper::FIGURE,
+    pod::FIGURE,
+    cycle::FIGURE,
+    apply::FIGURE,
+    proxying::FIGURE,
+];
+
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    for name in &arguments.figures {
+        let names: Vec<_> = FIGURES.iter().map(|figure| figure.name).collect();
+        ensure!(names.contains(&&**name), "there is no figure {name}; there are {}", names.join(", "));
+    }
+    let setting = Setting { gantry: crate::tools::gantry()?, rounds: arguments.rounds.max(1) };
+    let rows = measure(&setting, &arguments.figures);
+    if arguments.write {
+        ensure!(setting.rounds >= ROUNDS_MIN, "what is written down takes {ROUNDS_MIN} rounds at least");
+        row::write(&rows, setting.rounds)?;
+    }
+    let unmet = rows.iter().filter(|row| !row.met).count();
+    crate::say(&format!("{} rows met, {unmet} unmet", rows.len() - unmet));
+    Ok(())
+}
+
+/// Measures the named figures, or all, and prints each row as it comes.
+pub(crate) fn measure(setting: &Setting, names: &[String]) -> Vec<Row> {
+    let wanted = |figure: &&Figure| names.is_empty() || names.iter().any(|name| name == figure.name);
+    prepare();
+    crate::print(row::HEAD);
+    let mut all = Vec::new();
+    for figure in FIGURES.iter().filter(wanted) {
+        let started = Instant::now();
+        let rows = in_namespace(figure, setting)
+            .unwrap_or_else(|error| vec![Row::failed(figure.about, figure.bar, &error)]);
+        for mut row in rows {
+            row.figure = figure.name;
+            crate::print(&row.line());
+            all.push(row);
+        }
+        crate::say(&format!("{}: {:.1} s", figure.name, started.elapsed().as_secs_f64()));
+    }
+    all
+}
+
+/// Builds what comes from outside, before the figures are cut off from it. What fails here fails again, and is told,
+/// in the figure that needs it.
+fn prepare() {
+    for command in ["kubectl", "kube-apiserver", "kube-controller-manager", "kube-scheduler"] {
+        if let Err(error) = crate::tools::kubernetes(command) {
+            crate::say(&format!("{command}: {error:#}"));
+        }
+    }
+    for built in [crate::tools::crane(), peers::ko()] {
+        if let Err(error) = built {
+            crate::say(&format!("{error:#}"));
+        }
+    }
+}
+
+fn in_namespace(figure: &Figure, setting: &Setting) -> Result<Vec<Row>> {
+    std::thread::scope(|scope| {
+        let worker = scope.spawn(|| {
+            crate::sandbox::enter_network_namespace()?;
+            (figure.run)(setting).with_context(|| format!("{} beside {}", figure.name, figure.peer))
+        });
+        match worker.join() {
+            Ok(rows) => rows,
+            Err(_) => bail!("the figure panicked"),
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_are_unique_and_documented() {
+        for (index, figure) in FIGURES.iter().enumerate() {
+            assert!(!figure.about.is_empty() && !figure.peer.is_empty() && !figure.bar.is_empty());
+            assert!(FIGURES[..index].iter().all(|other| other.name != figure.name), "{}", figure.name);
+        }
+    }
+}
