@@ -73,7 +73,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let folder: PathBuf = std::env::args().nth(1).ok_or("usage: serve FOLDER")?.into();
     std::fs::create_dir_all(&folder)?;
-    let store = store::Store::open(&folder.join("store.redb"), store::Options::default())?;
+    let store = store::Store::open(&folder.join("store"), store::Options::default())?;
     let server = apiserver::Server::open(apiserver::Config::new(store)).await?;
     let keys = keys()?;
     let scope = lifecycle::Scope::new("example");

@@ -21,7 +21,7 @@ struct Api {
 
 async fn api() -> Api {
     let folder = tempfile::tempdir().unwrap();
-    let store = store::Store::open(&folder.path().join("store.redb"), store::Options::default()).unwrap();
+    let store = store::Store::open(&folder.path().join("store"), store::Options::default()).unwrap();
     let mut config = Config::new(store);
     config.seed = Some(7);
     let later = Arc::new(AtomicI64::new(0));
@@ -438,7 +438,7 @@ async fn replicas_are_written_through_scale() {
 #[tokio::test]
 async fn a_second_start_writes_nothing() {
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("store.redb");
+    let path = folder.path().join("store");
     let mut revisions = Vec::new();
     for _ in 0..2 {
         let store = store::Store::open(&path, store::Options::default()).unwrap();

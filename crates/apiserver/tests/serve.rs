@@ -83,7 +83,7 @@ async fn start() -> Running {
         .unwrap();
 
     let folder = tempfile::tempdir().unwrap();
-    let store = store::Store::open(&folder.path().join("store.redb"), store::Options::default()).unwrap();
+    let store = store::Store::open(&folder.path().join("store"), store::Options::default()).unwrap();
     let server = Server::open(Config { kubelet: Some(kubelet()), ..Config::new(store) }).await.unwrap();
     let scope = Scope::new("test");
     let address = server.listen("127.0.0.1:0".parse().unwrap(), config, &scope).await.unwrap();

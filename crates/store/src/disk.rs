@@ -27,7 +27,7 @@ pub enum Error {
     Format { found: u64 },
     #[error("the record of {key:?} is not whole")]
     Record { key: String },
-    #[error("the folder {path} could not be synced", path = path.display())]
+    #[error("the folder {path} could not be made or synced", path = path.display())]
     Folder { path: PathBuf, source: std::io::Error },
     #[error("the store's thread could not be started")]
     Thread(#[source] std::io::Error),

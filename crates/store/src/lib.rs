@@ -32,6 +32,9 @@ pub use watch::Watch;
 use owner::Command;
 use ring::Rings;
 
+/// The store's file in its folder.
+const FILE: &str = "store.redb";
+
 /// The number of a state of the store: how many writes it has seen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Revision(pub u64);
@@ -149,16 +152,16 @@ impl Shared {
 }
 
 impl Store {
-    /// Opens the store file at `path`, creating it if it is not there.
-    pub fn open(path: &Path, options: Options) -> Result<Store, OpenError> {
+    /// Opens the store in `folder`, creating both if they are not there. One store has one process.
+    pub fn open(folder: &Path, options: Options) -> Result<Store, OpenError> {
+        let folder_error = |source| OpenError::Folder { path: folder.to_owned(), source };
+        durable::create_dir_all(folder).map_err(folder_error)?;
+        let path = folder.join(FILE);
         let fresh = !path.exists();
-        let file = path.to_owned();
-        let store = Store::start(disk::Disk::file(file, options.cache_bytes), options)?;
-        if fresh && let Some(parent) = path.parent() {
+        let store = Store::start(disk::Disk::file(path, options.cache_bytes), options)?;
+        if fresh {
             // The file's name must last as its content does.
-            std::fs::File::open(parent)
-                .and_then(|folder| folder.sync_all())
-                .map_err(|source| OpenError::Folder { path: parent.to_owned(), source })?;
+            durable::sync_dir(folder).map_err(folder_error)?;
         }
         Ok(store)
     }

@@ -408,7 +408,7 @@ fn writers_and_watchers_agree_under_concurrency() {
 #[test]
 fn five_thousand_objects_open_at_once() {
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("store.redb");
+    let path = folder.path().join("store");
     let store = Store::open(&path, Options::default()).unwrap();
     runtime().block_on(async {
         let mut set = tokio::task::JoinSet::new();
