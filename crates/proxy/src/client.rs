@@ -36,7 +36,7 @@ pub async fn from_kubeconfig(path: &Path) -> Result<kube::Client, Error> {
     let https = hyper_rustls::HttpsConnectorBuilder::new()
         .with_tls_config(tls)
         .https_or_http()
-        .enable_http2()
+        .enable_all_versions()
         .wrap_connector(http);
     let credentials = config
         .auth_layer()
@@ -45,9 +45,7 @@ pub async fn from_kubeconfig(path: &Path) -> Result<kube::Client, Error> {
         .layer(config.base_uri_layer())
         .option_layer(credentials)
         .map_err(tower::BoxError::from)
-        .service(
-            hyper_util::client::legacy::Client::builder(TokioExecutor::new()).http2_only(false).build(https),
-        );
+        .service(hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build(https));
     Ok(kube::Client::new(service, config.default_namespace))
 }
 

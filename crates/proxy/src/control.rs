@@ -260,7 +260,6 @@ impl Control {
         self.accepting = true;
         self.settle();
         self.start_drains();
-        self.sockets.holder.drop_returned();
     }
 
     /// Makes real what was heard since the last time.

@@ -282,10 +282,10 @@ impl Receiver {
             (Message::Own { listener }, Some(descriptor)) if state.kept.len() < LISTENERS_MAX => {
                 state.kept.insert(listener, Arc::new(descriptor));
             }
-            (Message::Yours { listener }, Some(descriptor)) if state.returned.len() < LISTENERS_MAX => {
-                if !state.own.contains_key(&listener) {
-                    state.returned.insert(listener, Arc::new(descriptor));
-                }
+            (Message::Yours { listener }, Some(descriptor))
+                if state.returned.len() < LISTENERS_MAX && !state.own.contains_key(&listener) =>
+            {
+                state.returned.insert(listener, Arc::new(descriptor));
             }
             (Message::Gone { listener }, _) => {
                 state.kept.remove(&listener);

@@ -106,9 +106,11 @@ pub async fn run(config: Config, scope: Scope) -> Result<(), Error> {
         }
     }
     take_lease(&client, &name, &scope).await;
-    control.start_accepting();
     start_dns(&network, &sockets, model, &scope)?;
     start_egress(&network, &sockets, &workers, &accepting)?;
+    control.start_accepting();
+    // What is wanted has been taken back by now.
+    holder.drop_returned();
     serve_metrics(&state_dir, &scope)?;
     let listener = handover::listen(&state_dir)?;
     welcome(listener, holder, said, &scope);

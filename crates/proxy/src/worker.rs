@@ -55,7 +55,7 @@ impl Shared {
         })
     }
 
-    /// Takes a place for a connection; waits, and so lets the backlog wait, while all are taken.
+    /// Takes a place for a connection; waits while all are taken, and what comes after it waits in the backlog.
     async fn place(&self) -> Option<OwnedSemaphorePermit> {
         if self.connections.available_permits() == 0 {
             self.bound.refuse();
@@ -307,7 +307,6 @@ async fn accept(listener: TcpListener, target: Target, shared: &Shared, all: &[A
         Err(error) => return tracing::error!(%error, "watch a listener"),
     };
     loop {
-        let Some(permit) = shared.place().await else { return };
         let (descriptor, peer) = match accept_one(&listener).await {
             Ok(accepted) => accepted,
             Err(error) => {
@@ -317,6 +316,7 @@ async fn accept(listener: TcpListener, target: Target, shared: &Shared, all: &[A
                 continue;
             }
         };
+        let Some(permit) = shared.place().await else { return };
         let carried = |worker: &Worker| worker.carried.load(Ordering::Relaxed);
         let mut index = own;
         for (other, worker) in all.iter().enumerate() {

@@ -511,6 +511,7 @@ pub(crate) fn refusal(status: u16, reason: &str) -> Vec<u8> {
         431 => "Request Header Fields Too Large",
         502 => "Bad Gateway",
         503 => "Service Unavailable",
+        504 => "Gateway Timeout",
         505 => "HTTP Version Not Supported",
         _ => "Error",
     };
