@@ -249,6 +249,7 @@ async fn an_upgrade_becomes_a_relay() {
     stream.write_all(b"ping").await.unwrap();
     assert_eq!(read_to_end(&mut stream).await, "ping");
     drop(stream);
+    backends[0].pod.bury();
     tokio::time::timeout(WITHIN, backends[0].pod.emptied()).await.unwrap();
 }
 
