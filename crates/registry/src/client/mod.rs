@@ -140,26 +140,49 @@ impl Client {
         struct Page {
             tags: Option<Vec<String>>,
         }
-        const PAGES_MAX: usize = 1000;
-        let endpoint = self.endpoint(reference);
-        let mut path = format!("/v2/{}/tags/list", reference.path());
-        let mut tags = Vec::new();
+        let first = format!("/v2/{}/tags/list", reference.path());
         let subject = Subject::Tags(reference.clone());
+        let call = |path| Call::new(Method::GET, path).pulls(reference.path());
+        self.pages(&self.endpoint(reference), first, subject, call, |page: Page| page.tags).await
+    }
+
+    /// The repositories of a registry, where it tells them.
+    pub async fn catalog(&self, registry: &str) -> Result<Vec<String>> {
+        #[derive(serde::Deserialize)]
+        struct Page {
+            repositories: Option<Vec<String>>,
+        }
+        let subject = Subject::Registry(registry.to_owned());
+        let call = |path| Call::new(Method::GET, path);
+        let first = "/v2/_catalog".to_owned();
+        self.pages(&self.endpoint_of(registry), first, subject, call, |page: Page| page.repositories).await
+    }
+
+    /// Reads a list page by page.
+    async fn pages<P: serde::de::DeserializeOwned>(
+        &self,
+        endpoint: &Endpoint,
+        first: String,
+        subject: Subject,
+        call: impl Fn(String) -> Call,
+        items: impl Fn(P) -> Option<Vec<String>>,
+    ) -> Result<Vec<String>> {
+        const PAGES_MAX: usize = 1000;
+        let (mut path, mut all) = (first, Vec::new());
         for _ in 0..PAGES_MAX {
-            let call = Call::new(Method::GET, path.clone()).pulls(reference.path());
-            let response = self.send(&endpoint, call, subject.clone()).await?;
+            let response = self.send(endpoint, call(path), subject.clone()).await?;
             let next = response.headers().get(header::LINK).and_then(|l| url::next_page(l.to_str().ok()?));
             let body = Limited::new(response.into_body(), SIZE_MAX as usize).collect().await;
             let body = body.map_err(|source| Error::Body { what: subject.clone(), source })?.to_bytes();
-            let page: Page = serde_json::from_slice(&body)
+            let page: P = serde_json::from_slice(&body)
                 .map_err(|source| Error::Answer { what: subject.clone(), source })?;
-            tags.extend(page.tags.unwrap_or_default());
+            all.extend(items(page).unwrap_or_default());
             match next {
                 Some(next) => path = next,
                 None => break,
             }
         }
-        Ok(tags)
+        Ok(all)
     }
 
     /// Deletes the manifest or tag that the reference names; `false` if it was not there.
