@@ -155,6 +155,18 @@ impl World {
         self.hear(Event::Slice(Change::Put("default/web-1".to_owned(), slice)));
     }
 
+    /// Waits until so much is in flight to all backends.
+    async fn in_flight(&self, count: usize) {
+        let routes = self.control.routes.values();
+        let backends: Vec<_> = routes.flat_map(|routed| routed.route.balancer.backends().to_vec()).collect();
+        let wait = async {
+            while backends.iter().map(|backend| backend.pod.in_flight()).sum::<usize>() != count {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(WITHIN, wait).await.unwrap();
+    }
+
     async fn written(&self, path: &str, holds: impl Fn(&Value) -> bool) -> Value {
         let wait = async {
             loop {
@@ -244,16 +256,10 @@ fn services_are_served_and_pods_drained() {
         }
 
         // What is in flight is waited for, but not longer than the deadline.
+        world.in_flight(0).await;
         let mut stream = world.dial(&Place::Host, "127.0.0.1:81".parse().unwrap()).unwrap();
         stream.write_all(b"no http\r\n").unwrap();
-        let in_flight = async {
-            while world.control.routes.values().all(|routed| {
-                routed.route.balancer.backends().iter().all(|backend| backend.pod.in_flight() == 0)
-            }) {
-                tokio::task::yield_now().await;
-            }
-        };
-        tokio::time::timeout(WITHIN, in_flight).await.unwrap();
+        world.in_flight(1).await;
         world.hear_pod("pod-b", Some(3));
         let said = world.written("/api/v1/namespaces/default/pods/pod-b/status", |_| true).await;
         assert_eq!(said["status"]["conditions"][0]["reason"], "Deadline");
