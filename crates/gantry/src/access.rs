@@ -42,7 +42,8 @@ impl Endpoints {
             Err(error) => return Err(Failure::from_error(&error).context(format!("read {}", path.display()))),
         };
         let read = serde_json::from_slice(&bytes);
-        read.map(Some).map_err(|error| Failure::from_error(&error).context(format!("read {}", path.display())))
+        read.map(Some)
+            .map_err(|error| Failure::from_error(&error).context(format!("read {}", path.display())))
     }
 }
 
@@ -88,15 +89,19 @@ impl Access {
                 return Ok(candidate);
             }
         }
-        Err(Failure::new(format!("no credentials for the daemon: {} cannot be read", of_state.kubeconfig.display()))
-            .hint(format!("sudo gantry daemon start{} gives them to you", settings.state_flag())))
+        Err(Failure::new(format!(
+            "no credentials for the daemon: {} cannot be read",
+            of_state.kubeconfig.display()
+        ))
+        .hint(format!("sudo gantry daemon start{} gives them to you", settings.state_flag())))
     }
 
     /// The registry's token.
     pub fn token(&self) -> Result<String> {
         let path = &self.registry_token;
         let text = fs::read_to_string(path);
-        let text = text.map_err(|error| Failure::from_error(&error).context(format!("read {}", path.display())))?;
+        let text =
+            text.map_err(|error| Failure::from_error(&error).context(format!("read {}", path.display())))?;
         Ok(text.trim().to_owned())
     }
 }

@@ -5,20 +5,19 @@ use std::{fs, path::Path, sync::Arc};
 use anyhow::{Context as _, Result, anyhow, bail};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use hyper_util::{client::legacy, rt::TokioExecutor};
-use kube::{
-    client::middleware::BaseUriLayer,
-    config::{AuthInfo, Cluster, Kubeconfig},
-};
+use kube::client::middleware::BaseUriLayer;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
+use serde::Deserialize;
 use tower::{ServiceBuilder, ServiceExt as _, util::MapRequestLayer};
 
 /// Reads the kubeconfig's current context and makes a client of it; opens no connection yet.
 pub fn from_kubeconfig(path: &Path, namespace: &str) -> Result<kube::Client> {
     let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
-    let config = Kubeconfig::from_yaml(&text).with_context(|| format!("read {}", path.display()))?;
+    let config =
+        serde_yaml_ng::from_str::<Kubeconfig>(&text).with_context(|| format!("read {}", path.display()))?;
     let folder = path.parent().unwrap_or(Path::new("."));
     let (cluster, user) = current(&config).with_context(|| format!("read {}", path.display()))?;
-    let server = cluster.server.as_deref().ok_or_else(|| anyhow!("{} names no server", path.display()))?;
+    let server = &cluster.server;
     let uri: http::Uri = server.parse().with_context(|| format!("server {server:?}"))?;
     let tls = tls(&cluster, &user, folder)?;
     let connector = hyper_rustls::HttpsConnectorBuilder::new()
@@ -28,11 +27,10 @@ pub fn from_kubeconfig(path: &Path, namespace: &str) -> Result<kube::Client> {
         .enable_http2()
         .build();
     let http = legacy::Client::builder(TokioExecutor::new()).build(connector);
-    let token = user.token.as_ref().map(|token| {
-        use kube::config::ExposeSecret as _;
-        format!("Bearer {}", token.expose_secret())
-    });
-    let token = token.map(|text| http::HeaderValue::try_from(text).context("the token in the kubeconfig")).transpose()?;
+    let token = user.token.as_ref().map(|token| format!("Bearer {token}"));
+    let token = token
+        .map(|text| http::HeaderValue::try_from(text).context("the token in the kubeconfig"))
+        .transpose()?;
     let authorize = MapRequestLayer::new(move |mut request: http::Request<kube::client::Body>| {
         if let Some(token) = &token {
             request.headers_mut().insert(http::header::AUTHORIZATION, token.clone());
@@ -43,22 +41,73 @@ pub fn from_kubeconfig(path: &Path, namespace: &str) -> Result<kube::Client> {
     Ok(kube::Client::new(service.map_err(tower::BoxError::from), namespace))
 }
 
-fn current(config: &Kubeconfig) -> Result<(Cluster, AuthInfo)> {
-    let name = config.current_context.as_deref().ok_or_else(|| anyhow!("no current-context"))?;
-    let context = config.contexts.iter().find(|context| context.name == name);
-    let context = context.and_then(|context| context.context.as_ref());
-    let context = context.ok_or_else(|| anyhow!("no context {name:?}"))?;
-    let cluster = config.clusters.iter().find(|cluster| cluster.name == context.cluster);
-    let cluster = cluster.and_then(|cluster| cluster.cluster.clone());
-    let cluster = cluster.ok_or_else(|| anyhow!("no cluster {:?}", context.cluster))?;
-    let user = context.user.as_deref().unwrap_or_default();
-    let user = config.auth_infos.iter().find(|info| info.name == user).and_then(|info| info.auth_info.clone());
-    Ok((cluster, user.unwrap_or_default()))
+/// What is read of a kubeconfig (Kubernetes' `clientcmd/api/v1`).
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Kubeconfig {
+    current_context: String,
+    clusters: Vec<NamedCluster>,
+    contexts: Vec<NamedContext>,
+    #[serde(default)]
+    users: Vec<NamedUser>,
 }
 
-fn tls(cluster: &Cluster, user: &AuthInfo, folder: &Path) -> Result<rustls::ClientConfig> {
-    use kube::config::ExposeSecret as _;
-    let authority = pem(cluster.certificate_authority_data.as_deref(), cluster.certificate_authority.as_deref(), folder)?;
+#[derive(Deserialize)]
+struct NamedCluster {
+    name: String,
+    cluster: Cluster,
+}
+
+#[derive(Deserialize)]
+struct NamedContext {
+    name: String,
+    context: Names,
+}
+
+#[derive(Deserialize)]
+struct Names {
+    cluster: String,
+    #[serde(default)]
+    user: String,
+}
+
+#[derive(Deserialize)]
+struct NamedUser {
+    name: String,
+    user: User,
+}
+
+#[derive(Clone, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Cluster {
+    server: String,
+    certificate_authority: Option<String>,
+    certificate_authority_data: Option<String>,
+}
+
+#[derive(Clone, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct User {
+    client_certificate: Option<String>,
+    client_certificate_data: Option<String>,
+    client_key: Option<String>,
+    client_key_data: Option<String>,
+    token: Option<String>,
+}
+
+fn current(config: &Kubeconfig) -> Result<(Cluster, User)> {
+    let name = &config.current_context;
+    let context = config.contexts.iter().find(|context| context.name == *name);
+    let names = &context.ok_or_else(|| anyhow!("no context {name:?}"))?.context;
+    let cluster = config.clusters.iter().find(|cluster| cluster.name == names.cluster);
+    let cluster = cluster.ok_or_else(|| anyhow!("no cluster {:?}", names.cluster))?;
+    let user = config.users.iter().find(|user| user.name == names.user);
+    Ok((cluster.cluster.clone(), user.map(|user| user.user.clone()).unwrap_or_default()))
+}
+
+fn tls(cluster: &Cluster, user: &User, folder: &Path) -> Result<rustls::ClientConfig> {
+    let authority =
+        pem(cluster.certificate_authority_data.as_deref(), cluster.certificate_authority.as_deref(), folder)?;
     let mut roots = rustls::RootCertStore::empty();
     if let Some(authority) = authority {
         for certificate in CertificateDer::pem_slice_iter(&authority) {
@@ -66,9 +115,9 @@ fn tls(cluster: &Cluster, user: &AuthInfo, folder: &Path) -> Result<rustls::Clie
         }
     }
     let builder = rustls::ClientConfig::builder().with_root_certificates(Arc::new(roots));
-    let certificate = pem(user.client_certificate_data.as_deref(), user.client_certificate.as_deref(), folder)?;
-    let key_data = user.client_key_data.as_ref().map(|key| key.expose_secret());
-    let key = pem(key_data, user.client_key.as_deref(), folder)?;
+    let certificate =
+        pem(user.client_certificate_data.as_deref(), user.client_certificate.as_deref(), folder)?;
+    let key = pem(user.client_key_data.as_deref(), user.client_key.as_deref(), folder)?;
     match (certificate, key) {
         (Some(certificate), Some(key)) => {
             let chain: Vec<_> = CertificateDer::pem_slice_iter(&certificate)

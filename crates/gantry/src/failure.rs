@@ -156,7 +156,8 @@ mod tests {
 
     #[test]
     fn output_comes_first_then_error_then_hint() {
-        let failure = Failure::new("x does not compile").hint("correct it".to_owned()).output(Some("a.go:1: no\n"));
+        let failure =
+            Failure::new("x does not compile").hint("correct it".to_owned()).output(Some("a.go:1: no\n"));
         assert_eq!(failure.to_string(), "a.go:1: no\nerror: x does not compile\nhint: correct it\n");
         assert_eq!(failure.code(), 1);
     }

@@ -61,7 +61,8 @@ impl Started {
 /// The process that holds a state folder's lock, if one does.
 pub fn holder(state_dir: &Path) -> Result<Option<Pid>> {
     let path = access::lock_path(state_dir);
-    let failed = |error: io::Error| Failure::from_error(&error).context(format!("look at {}", path.display()));
+    let failed =
+        |error: io::Error| Failure::from_error(&error).context(format!("look at {}", path.display()));
     let file = match rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) {
         Ok(file) => fs::File::from(file),
         Err(rustix::io::Errno::NOENT) => return Ok(None),
@@ -85,8 +86,11 @@ pub async fn ensure(settings: &Settings, cancel: &CancellationToken) -> Result<b
         return Ok(false);
     }
     if let Some(pid) = holder(&settings.state_dir)? {
-        return Err(Failure::new(format!("the daemon (process {}) runs, but does not listen", pid.as_raw_nonzero()))
-            .hint(format!("see {}", access::log_path(&settings.state_dir).display())));
+        return Err(Failure::new(format!(
+            "the daemon (process {}) runs, but does not listen",
+            pid.as_raw_nonzero()
+        ))
+        .hint(format!("see {}", access::log_path(&settings.state_dir).display())));
     }
     if !settings.is_root {
         return Err(Failure::new("no daemon runs, and only root may start one")
@@ -117,7 +121,9 @@ pub async fn start(settings: &Settings, cancel: &CancellationToken) -> Result<()
     let line = async {
         let mut line = String::new();
         let file = tokio::fs::File::from_std(fs::File::from(read));
-        tokio::io::AsyncBufReadExt::read_line(&mut tokio::io::BufReader::new(file), &mut line).await.map(|_| line)
+        tokio::io::AsyncBufReadExt::read_line(&mut tokio::io::BufReader::new(file), &mut line)
+            .await
+            .map(|_| line)
     };
     let line = tokio::select! {
         line = line => line.map_err(|error| failed("wait for the daemon", error))?,
@@ -136,7 +142,8 @@ pub async fn start(settings: &Settings, cancel: &CancellationToken) -> Result<()
         }
         Err(_) => {
             let status = child.wait().map_or_else(|_| "it ended".to_owned(), |status| status.to_string());
-            let said = [crash, access::log_path(&settings.state_dir)].iter().filter_map(|path| tail(path)).next();
+            let said =
+                [crash, access::log_path(&settings.state_dir)].iter().filter_map(|path| tail(path)).next();
             Err(Failure::new(format!("the daemon did not start ({status})"))
                 .output(said.as_deref())
                 .hint(format!("run it in the foreground: gantry daemon run{}", settings.state_flag())))
@@ -195,8 +202,11 @@ pub enum Stopped {
 pub async fn stop(settings: &Settings, deadline: Duration) -> Result<Stopped> {
     let Some(pid) = holder(&settings.state_dir)? else { return Ok(Stopped::WasNotRunning) };
     let failed = |step: &str, error: rustix::io::Errno| {
-        let hint = (error == rustix::io::Errno::PERM).then(|| format!("sudo gantry daemon stop{}", settings.state_flag()));
-        Failure::from_error(&io::Error::from(error)).context(format!("{step} process {}", pid.as_raw_nonzero())).hint(hint)
+        let hint = (error == rustix::io::Errno::PERM)
+            .then(|| format!("sudo gantry daemon stop{}", settings.state_flag()));
+        Failure::from_error(&io::Error::from(error))
+            .context(format!("{step} process {}", pid.as_raw_nonzero()))
+            .hint(hint)
     };
     let process = match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
         Ok(process) => process,
@@ -211,8 +221,12 @@ pub async fn stop(settings: &Settings, deadline: Duration) -> Result<Stopped> {
     let ended = tokio::task::spawn_blocking(move || ended(&process, deadline)).await;
     match ended {
         Ok(Ok(true)) => Ok(Stopped::Ended),
-        Ok(Ok(false)) => Err(Failure::new(format!("the daemon (process {}) has not ended after {} s", pid.as_raw_nonzero(), deadline.as_secs()))
-            .hint(format!("see {}", access::log_path(&settings.state_dir).display()))),
+        Ok(Ok(false)) => Err(Failure::new(format!(
+            "the daemon (process {}) has not ended after {} s",
+            pid.as_raw_nonzero(),
+            deadline.as_secs()
+        ))
+        .hint(format!("see {}", access::log_path(&settings.state_dir).display()))),
         Ok(Err(error)) => Err(failed("wait for", error)),
         Err(error) => Err(Failure::from_error(&error)),
     }

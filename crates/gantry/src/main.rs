@@ -1,2 +1,34 @@
-//! gantry.
-fn main() {}
+//! gantry: from a Go program's source to a running, balanced service.
+
+mod access;
+mod client;
+mod commands;
+mod context;
+mod daemon;
+mod deploy;
+mod failure;
+mod launch;
+mod output;
+mod printer;
+mod publish;
+mod settings;
+mod workload;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    // A keeper lives as long as its container: it must not carry what the other commands initialise.
+    let mut arguments = std::env::args_os().skip(1);
+    let first = arguments.next();
+    if first.as_ref().is_some_and(|first| first == "keeper") {
+        let arguments: Vec<_> = arguments.collect();
+        return runtime::keeper_main(&arguments);
+    }
+    // The first provider that is installed is the process's only one; nothing has asked for one yet.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    if first.is_some_and(|first| first == "proxy") {
+        return daemon::proxy_main(arguments);
+    }
+    let hooks = commands::Hooks { daemon: daemon::run, remove_outside: daemon::remove_outside };
+    commands::run(std::env::args_os(), hooks)
+}

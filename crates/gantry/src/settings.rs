@@ -15,7 +15,14 @@ pub struct Flags {
     #[arg(long, global = true, value_name = "FILE", env = "GANTRY_KUBECONFIG", hide_env = true)]
     pub kubeconfig: Option<PathBuf>,
     /// Namespace
-    #[arg(long, short = 'n', global = true, value_name = "NAME", default_value = "default", hide_default_value = true)]
+    #[arg(
+        long,
+        short = 'n',
+        global = true,
+        value_name = "NAME",
+        default_value = "default",
+        hide_default_value = true
+    )]
     pub namespace: String,
     /// Say data and errors only
     #[arg(long, short = 'q', global = true)]

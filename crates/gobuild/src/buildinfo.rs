@@ -41,7 +41,9 @@ pub fn read(path: &Path) -> Result<BuildInfo, Error> {
     let name = || path.display().to_string();
     let mut file = File::open(path).map_err(|source| Error::Read { path: name(), source })?;
     parse(&mut file).map_err(|problem| match problem {
-        Problem::Io(source) if source.kind() == io::ErrorKind::UnexpectedEof => Error::NotElf { path: name() },
+        Problem::Io(source) if source.kind() == io::ErrorKind::UnexpectedEof => {
+            Error::NotElf { path: name() }
+        }
         Problem::Io(source) => Error::Read { path: name(), source },
         Problem::NotElf => Error::NotElf { path: name() },
         Problem::NotGo => Error::NotGo { path: name() },
@@ -74,7 +76,8 @@ fn parse(file: &mut (impl Read + Seek)) -> Result<BuildInfo, Problem> {
     }
     let (go, rest) = string(&section[HEADER_BYTES..]).ok_or(Problem::NotGo)?;
     let (module, _) = string(rest).ok_or(Problem::NotGo)?;
-    let mut info = BuildInfo { go: String::from_utf8_lossy(go).into_owned(), machine, ..BuildInfo::default() };
+    let mut info =
+        BuildInfo { go: String::from_utf8_lossy(go).into_owned(), machine, ..BuildInfo::default() };
     // Sixteen bytes of marker stand on both sides of the text.
     let text = String::from_utf8_lossy(module.get(16..module.len().saturating_sub(16)).unwrap_or_default());
     for line in text.lines() {
@@ -90,7 +93,11 @@ fn parse(file: &mut (impl Read + Seek)) -> Result<BuildInfo, Problem> {
     Ok(info)
 }
 
-fn section(file: &mut (impl Read + Seek), header: &[u8; 64], name: &[u8]) -> Result<Option<Vec<u8>>, Problem> {
+fn section(
+    file: &mut (impl Read + Seek),
+    header: &[u8; 64],
+    name: &[u8],
+) -> Result<Option<Vec<u8>>, Problem> {
     let u16_at = |at: usize| u16::from_le_bytes([header[at], header[at + 1]]);
     let table_at = u64_at(header, 40);
     let (entry, count, names_index) = (u16_at(58), u16_at(60), u16_at(62));

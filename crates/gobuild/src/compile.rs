@@ -85,7 +85,9 @@ impl Error {
     /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
-            Self::Compiler { .. } => "the lines above are the compiler's; correct them and run the command again",
+            Self::Compiler { .. } => {
+                "the lines above are the compiler's; correct them and run the command again"
+            }
             Self::NeedsCgo { .. } => {
                 "replace the package by one in pure Go (for SQLite: modernc.org/sqlite), or build it without cgo by a tag (--tags)"
             }
@@ -96,7 +98,9 @@ impl Error {
             Self::ToolchainMissing { .. } => "check the go and toolchain lines of go.mod, and go env GOPROXY",
             Self::ModuleIncomplete { .. } => "run `go mod tidy` in the program's folder",
             Self::ModuleInvalid { .. } => "correct the line that Go names above",
-            Self::NoModule { .. } => "make one in the program's folder: go mod init example.com/app && go mod tidy",
+            Self::NoModule { .. } => {
+                "make one in the program's folder: go mod init example.com/app && go mod tidy"
+            }
             Self::NothingToBuild { .. } => {
                 "build constraints (file names, //go:build lines) leave out every file; set the tags it needs with --tags"
             }
@@ -202,7 +206,8 @@ impl Plan {
         if let Some(more) = &self.options.ldflags {
             ldflags = format!("{ldflags} {more}");
         }
-        let mut flags = vec!["-trimpath".to_owned(), "-buildvcs=false".to_owned(), format!("-ldflags={ldflags}")];
+        let mut flags =
+            vec!["-trimpath".to_owned(), "-buildvcs=false".to_owned(), format!("-ldflags={ldflags}")];
         flags.extend(self.options.tags.as_ref().map(|tags| format!("-tags={tags}")));
         flags.extend(self.options.parallel.map(|count| format!("-p={count}")));
         flags.into_iter().map(OsString::from).collect()
@@ -252,10 +257,8 @@ impl Plan {
         let mut variables = self.variables();
         variables[0].1 = "1".into();
         let listed = self.toolchain.run(folder, &arguments, &variables, cancel, &|_| ()).await?;
-        let listed: Vec<CgoPackage> = serde_json::Deserializer::from_slice(&listed.stdout)
-            .into_iter()
-            .map_while(Result::ok)
-            .collect();
+        let listed: Vec<CgoPackage> =
+            serde_json::Deserializer::from_slice(&listed.stdout).into_iter().map_while(Result::ok).collect();
         Ok(explain::cgo(&listed, output))
     }
 }

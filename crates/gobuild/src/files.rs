@@ -53,7 +53,9 @@ impl Addition {
     fn place(&self, is_folder: bool) -> String {
         let name = self.source.file_name().map(|name| name.to_string_lossy().into_owned());
         match name {
-            Some(name) if self.destination.ends_with('/') && !is_folder => format!("{}{name}", self.destination),
+            Some(name) if self.destination.ends_with('/') && !is_folder => {
+                format!("{}{name}", self.destination)
+            }
             _ => self.destination.clone(),
         }
     }
@@ -135,7 +137,8 @@ mod tests {
         std::os::unix::fs::symlink("a", root.path().join("link")).unwrap();
         let addition = Addition { source: root.path().into(), destination: "/data/".into() };
         let file = Addition { source: root.path().join("a"), destination: "/etc/".into() };
-        let mut writer = Writer::new(Vec::new(), oci::layer::Options { gzip: false, ..Default::default() }).unwrap();
+        let mut writer =
+            Writer::new(Vec::new(), oci::layer::Options { gzip: false, ..Default::default() }).unwrap();
         write(&[addition, file], &mut writer).unwrap();
         let (bytes, _) = writer.finish().unwrap();
         let mut archive = tar::Archive::new(&bytes[..]);

@@ -58,7 +58,9 @@ impl Error {
     /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::Files(files::Error::Malformed { .. }) => Some("for example --add ./config.yaml:/etc/app/".to_owned()),
+            Self::Files(files::Error::Malformed { .. }) => {
+                Some("for example --add ./config.yaml:/etc/app/".to_owned())
+            }
             Self::Layer { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
                 Some("free space in $TMPDIR".to_owned())
             }

@@ -45,7 +45,8 @@ impl Layout {
         tar.file("oci-layout", 0o644, marker.len() as u64, &marker[..])?;
         tar.file("index.json", 0o644, index.len() as u64, index.as_slice())?;
         for (descriptor, kept) in state.blobs.values() {
-            let path = format!("blobs/{}/{}", descriptor.digest.algorithm().as_str(), descriptor.digest.hex());
+            let path =
+                format!("blobs/{}/{}", descriptor.digest.algorithm().as_str(), descriptor.digest.hex());
             let content: Box<dyn Read> = match kept {
                 Source::Bytes(bytes) => Box::new(io::Cursor::new(bytes.clone())),
                 Source::File(path) => Box::new(File::open(path)?),

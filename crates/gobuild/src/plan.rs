@@ -110,9 +110,10 @@ impl Error {
                 Some(first) => format!("there is one below: gantry up {first}"),
                 None => "name the folder that has the program's main.go: gantry up DIR".to_owned(),
             }),
-            Self::NoMainPackage { .. } => {
-                Some("a program starts in `package main` with `func main()`; name the folder that has one".to_owned())
-            }
+            Self::NoMainPackage { .. } => Some(
+                "a program starts in `package main` with `func main()`; name the folder that has one"
+                    .to_owned(),
+            ),
             Self::SeveralMainPackages { packages, .. } => {
                 packages.first().map(|first| format!("name one of them: gantry up {first}"))
             }
@@ -140,7 +141,9 @@ impl Plan {
     ) -> Result<Self, Error> {
         match target {
             Target::Folder(folder) => Self::folder(folder, options, toolchain, cancel).await,
-            Target::Import { path, version } => Ok(Self::import(path, version.as_deref(), options, toolchain)),
+            Target::Import { path, version } => {
+                Ok(Self::import(path, version.as_deref(), options, toolchain))
+            }
         }
     }
 
@@ -399,7 +402,11 @@ pub(crate) struct Package {
 
 pub(crate) fn parse_list(stdout: &[u8]) -> Vec<Package> {
     let packages = serde_json::Deserializer::from_slice(stdout).into_iter::<Package>();
-    packages.map_while(Result::ok).filter(|package| !package.name.is_empty()).take(MAIN_PACKAGES_MAX).collect()
+    packages
+        .map_while(Result::ok)
+        .filter(|package| !package.name.is_empty())
+        .take(MAIN_PACKAGES_MAX)
+        .collect()
 }
 
 async fn list(
@@ -438,8 +445,7 @@ mod tests {
         assert_eq!(module_path("module \"x y\"\n"), Some("x y"));
         assert_eq!(module_path("modules\n"), None);
         let text = "module example.com/x\nrequire (\n\texample.com/dep v1.0.0 // indirect\n)\n";
-        let module =
-            Module { root: "/".into(), path: "example.com/x".into(), text: text.into() };
+        let module = Module { root: "/".into(), path: "example.com/x".into(), text: text.into() };
         assert!(module.knows("example.com/x/cmd/y"));
         assert!(module.knows("example.com/dep/cmd"));
         assert!(!module.knows("example.com/xy"));
@@ -477,7 +483,10 @@ mod tests {
     async fn a_module_names_its_program() {
         let root = tempfile::tempdir().unwrap();
         let go_mod = "module example.com/app/v2\n\ngo 1.21\n";
-        write(root.path(), &[("go.mod", go_mod), ("main.go", "package main"), ("cmd/y/y.go", "package main")]);
+        write(
+            root.path(),
+            &[("go.mod", go_mod), ("main.go", "package main"), ("cmd/y/y.go", "package main")],
+        );
         assert_eq!(resolve(root.path(), ".").await.unwrap().name, "app");
         assert_eq!(resolve(root.path(), "./cmd/y").await.unwrap().name, "y");
         let plan = resolve(root.path(), "example.com/app/v2/cmd/y").await.unwrap();
@@ -490,7 +499,10 @@ mod tests {
     async fn the_only_program_of_a_module_is_found_and_several_are_listed() {
         let root = tempfile::tempdir().unwrap();
         let go_mod = ("go.mod", "module example.com/app\n\ngo 1.21\n");
-        write(root.path(), &[go_mod, ("lib.go", "package app"), ("cmd/one/m.go", "package main\nfunc main(){}")]);
+        write(
+            root.path(),
+            &[go_mod, ("lib.go", "package app"), ("cmd/one/m.go", "package main\nfunc main(){}")],
+        );
         let plan = resolve(root.path(), ".").await.unwrap();
         assert_eq!(plan.name, "one");
         write(root.path(), &[("cmd/two/m.go", "package main\nfunc main(){}")]);
@@ -502,7 +514,10 @@ mod tests {
     #[tokio::test]
     async fn what_is_no_program_is_said() {
         let root = tempfile::tempdir().unwrap();
-        write(root.path(), &[("empty/readme", ""), ("lib/l.go", "package lib"), ("x/y/main.go", "package main")]);
+        write(
+            root.path(),
+            &[("empty/readme", ""), ("lib/l.go", "package lib"), ("x/y/main.go", "package main")],
+        );
         let said = async |target: &str| {
             let error = resolve(root.path(), target).await.unwrap_err();
             format!("{error} | {}", error.hint().unwrap_or_default())

@@ -47,7 +47,9 @@ impl Target {
             return Self::Folder(PathBuf::from(text));
         }
         match text.split_once('@') {
-            Some((path, version)) => Self::Import { path: path.to_owned(), version: Some(version.to_owned()) },
+            Some((path, version)) => {
+                Self::Import { path: path.to_owned(), version: Some(version.to_owned()) }
+            }
             None => Self::Import { path: text.to_owned(), version: None },
         }
     }
@@ -67,8 +69,7 @@ impl fmt::Display for Target {
 pub(crate) fn program_name(import_path: &str) -> &str {
     let mut elements = import_path.rsplit('/').filter(|e| !e.is_empty());
     let last = elements.next().unwrap_or(import_path);
-    let is_major =
-        last.len() > 1 && last.starts_with('v') && last[1..].bytes().all(|b| b.is_ascii_digit());
+    let is_major = last.len() > 1 && last.starts_with('v') && last[1..].bytes().all(|b| b.is_ascii_digit());
     let name = if is_major { elements.next().unwrap_or(last) } else { last };
     // gopkg.in writes the major version behind a dot.
     match name.rsplit_once(".v") {

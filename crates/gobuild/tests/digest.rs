@@ -40,7 +40,10 @@ async fn folder_parallelism_and_version_control_do_not_count() {
     let (one, two) = (root.path().join("one"), root.path().join("deep/two"));
     let go_mod = "module example.com/x\n\ngo 1.21\n";
     write(&one, &[("go.mod", go_mod), ("main.go", PROGRAM), ("kodata/a", "x")]);
-    write(&two, &[("go.mod", go_mod), ("main.go", PROGRAM), ("kodata/a", "x"), (".git/HEAD", "ref: refs/heads/m")]);
+    write(
+        &two,
+        &[("go.mod", go_mod), ("main.go", PROGRAM), ("kodata/a", "x"), (".git/HEAD", "ref: refs/heads/m")],
+    );
     let (first, tar) = digest(&one, Options { parallel: Some(1), ..Options::default() }).await;
     let (second, _) = digest(&two, Options { parallel: Some(2), ..Options::default() }).await;
     assert_eq!(first, second);
@@ -57,7 +60,11 @@ async fn folder_parallelism_and_version_control_do_not_count() {
         names.push(name);
     }
     // Marker, index, folders; base, data, program, configuration, manifest.
-    assert_eq!(names.iter().filter(|name| name.starts_with("blobs/sha256/") && name.len() > 70).count(), 5, "{names:?}");
+    assert_eq!(
+        names.iter().filter(|name| name.starts_with("blobs/sha256/") && name.len() > 70).count(),
+        5,
+        "{names:?}"
+    );
 
     // Without a module not even the folder's name counts.
     let (bare, other) = (root.path().join("bare"), root.path().join("other"));
@@ -88,20 +95,28 @@ async fn failures_say_why() {
         compile(&folder, Options::default()).await.unwrap_err()
     };
 
-    let error = fail("wrong", &[("go.mod", go_mod), ("main.go", "package main\nfunc main() { x() }\n")]).await;
+    let error =
+        fail("wrong", &[("go.mod", go_mod), ("main.go", "package main\nfunc main() { x() }\n")]).await;
     assert!(error.output().unwrap().contains("./main.go:2:15: undefined: x"), "{error:?}");
 
-    let c = "package c\n\n// int one() { return 1; }\nimport \"C\"\n\nfunc One() int { return int(C.one()) }\n";
+    let c =
+        "package c\n\n// int one() { return 1; }\nimport \"C\"\n\nfunc One() int { return int(C.one()) }\n";
     let main = "package main\n\nimport \"example.com/x/c\"\n\nfunc main() { println(c.One()) }\n";
     let error = fail("cgo", &[("go.mod", go_mod), ("c/c.go", c), ("main.go", main)]).await;
     let compile::Error::NeedsCgo { packages, .. } = &error else { panic!("{error:?}") };
     assert_eq!(packages, &["example.com/x/c"]);
-    let own = "package main\n\n// int one() { return 1; }\nimport \"C\"\n\nfunc main() { println(C.one()) }\n";
+    let own =
+        "package main\n\n// int one() { return 1; }\nimport \"C\"\n\nfunc main() { println(C.one()) }\n";
     let error = fail("own", &[("go.mod", go_mod), ("main.go", own)]).await;
-    assert!(matches!(&error, compile::Error::NeedsCgo { packages, .. } if packages == &["example.com/x"]), "{error:?}");
+    assert!(
+        matches!(&error, compile::Error::NeedsCgo { packages, .. } if packages == &["example.com/x"]),
+        "{error:?}"
+    );
 
-    let error = fail("future", &[("go.mod", "module example.com/x\n\ngo 1.999\n"), ("main.go", PROGRAM)]).await;
-    let is_version = matches!(error, compile::Error::ToolchainTooOld { .. } | compile::Error::ToolchainMissing { .. });
+    let error =
+        fail("future", &[("go.mod", "module example.com/x\n\ngo 1.999\n"), ("main.go", PROGRAM)]).await;
+    let is_version =
+        matches!(error, compile::Error::ToolchainTooOld { .. } | compile::Error::ToolchainMissing { .. });
     assert!(is_version, "{error:?}");
 
     let error = fail("torn", &[("go.mod", "modul example.com/x\n"), ("main.go", PROGRAM)]).await;

@@ -38,7 +38,9 @@ pub fn check_name(name: &str) -> crate::failure::Result<()> {
     if is_label && name.starts_with(|first: char| first.is_ascii_lowercase()) {
         return Ok(());
     }
-    let message = format!("{name:?} is no name for a service: lower-case letters, digits and -, a letter first, at most 63");
+    let message = format!(
+        "{name:?} is no name for a service: lower-case letters, digits and -, a letter first, at most 63"
+    );
     let suggested = label(name);
     Err(crate::failure::Failure::new(message).hint(format!("gantry up … --name {suggested}")))
 }

@@ -4,7 +4,7 @@ use k8s_openapi::api::core::v1::{Pod, Service};
 use kube::ResourceExt as _;
 use serde::{Deserialize, Serialize};
 
-use super::{BOUND, EXPOSE, LISTENING};
+use super::{BOUND, EXPOSE, HOST_PORT, LISTENING};
 
 /// An entry of the Pod annotation `node.gantry.dev/listening`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,7 +70,10 @@ pub fn reach(service: &Service) -> Reach {
     let balancer = status.and_then(|status| status.load_balancer.as_ref());
     let ingress = balancer.and_then(|balancer| balancer.ingress.as_ref()).and_then(|list| list.first());
     let Some(chosen) = ingress.and_then(|ingress| ingress.ports.as_deref()) else { return Reach::Unknown };
-    if chosen.len() != ports.len() || ports.is_empty() {
+    // Without leave to take another port only the very numbers are an answer to the present spec.
+    let may_differ = service.annotations().contains_key(HOST_PORT);
+    let answers = ports.iter().zip(chosen).all(|(port, chosen)| may_differ || port.port == chosen.port);
+    if chosen.len() != ports.len() || ports.is_empty() || !answers {
         return Reach::Unknown;
     }
     let host = match service.annotations().get(EXPOSE).map(String::as_str) {
@@ -109,7 +112,7 @@ mod tests {
     fn the_status_decides_the_address() {
         let service = |status: serde_json::Value| -> Service {
             let ports = json!([{ "name": "http", "port": 8080, "appProtocol": "http" }, { "name": "tcp-1", "port": 1 }]);
-            let object = json!({ "metadata": {}, "spec": { "ports": ports }, "status": status });
+            let object = json!({ "metadata": { "annotations": { HOST_PORT: "auto" } }, "spec": { "ports": ports }, "status": status });
             serde_json::from_value(object).unwrap()
         };
         assert_eq!(reach(&service(json!({}))), Reach::Unknown);

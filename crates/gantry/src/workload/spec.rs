@@ -85,7 +85,9 @@ impl Publish {
         };
         let number = |text: &str| text.parse::<u16>().ok().filter(|port| *port > 0).ok_or_else(wrong);
         match numbers.split_once(':') {
-            Some((host, container)) => Ok(Self { host: Some(number(host)?), container: number(container)?, protocol }),
+            Some((host, container)) => {
+                Ok(Self { host: Some(number(host)?), container: number(container)?, protocol })
+            }
             None => Ok(Self { host: None, container: number(numbers)?, protocol }),
         }
     }
@@ -104,7 +106,8 @@ impl Memory {
             ("G", 1_000_000_000),
             ("T", 1_000_000_000_000),
         ];
-        let wrong = |hint: String| Failure::usage(format!("--memory {text}: not an amount of memory")).hint(hint);
+        let wrong =
+            |hint: String| Failure::usage(format!("--memory {text}: not an amount of memory")).hint(hint);
         let (number, unit) = UNITS
             .iter()
             .find_map(|(unit, factor)| text.strip_suffix(unit).map(|number| (number, *factor)))
@@ -135,7 +138,8 @@ pub fn check_cpu(text: &str) -> Result<()> {
     if number.is_ok_and(|number| number > 0.0 && number.is_finite()) {
         return Ok(());
     }
-    Err(Failure::usage(format!("--cpu {text}: not an amount of CPU")).hint("for example --cpu 0.5 or --cpu 500m".to_owned()))
+    Err(Failure::usage(format!("--cpu {text}: not an amount of CPU"))
+        .hint("for example --cpu 0.5 or --cpu 500m".to_owned()))
 }
 
 /// Reads `KEY=VALUE`; a bare `KEY` takes the caller's value.
@@ -148,7 +152,8 @@ pub fn parse_variable(text: &str, lookup: impl Fn(&str) -> Option<String>) -> Re
         Failure::usage(format!("--env {text}: no such variable here")).hint(format!("--env {text}=VALUE"))
     })?;
     if key.is_empty() || key.contains([' ', '\0']) {
-        return Err(Failure::usage(format!("--env {text}: not KEY=VALUE")).hint("for example --env LOG=debug".to_owned()));
+        return Err(Failure::usage(format!("--env {text}: not KEY=VALUE"))
+            .hint("for example --env LOG=debug".to_owned()));
     }
     Ok((key.to_owned(), value))
 }
@@ -237,7 +242,11 @@ impl Spec {
             listening.iter().map(|seen| (seen.port, seen.port, seen.protocol.as_str())).collect()
         } else {
             let given = self.publish.iter();
-            given.map(|publish| (publish.host.unwrap_or(publish.container), publish.container, publish.protocol)).collect()
+            given
+                .map(|publish| {
+                    (publish.host.unwrap_or(publish.container), publish.container, publish.protocol)
+                })
+                .collect()
         };
         let mut ports: Vec<Value> = Vec::new();
         for (port, target, protocol) in wanted {
@@ -261,7 +270,8 @@ impl Spec {
     fn environment_of_service(&self) -> Vec<(String, String)> {
         let mut environment = self.environment.clone();
         if !environment.iter().any(|(key, _)| key == "PORT") {
-            let port = self.publish.iter().find(|publish| publish.protocol == "TCP").map_or(PORT, |p| p.container);
+            let port =
+                self.publish.iter().find(|publish| publish.protocol == "TCP").map_or(PORT, |p| p.container);
             environment.insert(0, ("PORT".to_owned(), port.to_string()));
         }
         environment
@@ -362,7 +372,10 @@ mod tests {
         let memory = Some(Memory::parse("100Mi").unwrap());
         let container = container(&Spec { memory, ..spec() });
         assert_eq!(container["resources"]["limits"]["memory"], "100Mi");
-        assert_eq!(container["env"][1], json!({ "name": "GOMEMLIMIT", "value": (104_857_600u64 / 100 * 90).to_string() }));
+        assert_eq!(
+            container["env"][1],
+            json!({ "name": "GOMEMLIMIT", "value": (104_857_600u64 / 100 * 90).to_string() })
+        );
         let said = Memory::parse("256m").unwrap_err().to_string();
         assert_eq!(said, "error: --memory 256m: not an amount of memory\nhint: --memory 256Mi\n");
     }
@@ -373,7 +386,8 @@ mod tests {
         let seen = [listening(8080, true), listening(9000, false)];
         let service = spec().service(&seen);
         assert_eq!(service["metadata"]["annotations"][HOST_PORT], "auto");
-        let names: Vec<_> = service["spec"]["ports"].as_array().unwrap().iter().map(|p| p["name"].clone()).collect();
+        let names: Vec<_> =
+            service["spec"]["ports"].as_array().unwrap().iter().map(|p| p["name"].clone()).collect();
         assert_eq!(names, ["http", "tcp-9000"]);
         let given = Spec { publish: vec![Publish::parse("80:8080").unwrap()], ..spec() };
         let service = given.service(&seen);

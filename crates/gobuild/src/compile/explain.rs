@@ -53,7 +53,10 @@ pub(super) fn classify(output: &str) -> Reason {
     if has("toolchain not available") || has("invalid toolchain") || has("golang.org/toolchain@") {
         return Reason::ToolchainMissing;
     }
-    if has("errors parsing ") || has("parsing go.mod") || has("invalid go version") || has("malformed module path")
+    if has("errors parsing ")
+        || has("parsing go.mod")
+        || has("invalid go version")
+        || has("malformed module path")
     {
         return Reason::ModuleInvalid;
     }
@@ -134,7 +137,8 @@ pub(super) fn cgo(packages: &[CgoPackage], output: &str) -> Vec<String> {
         output.lines().any(|line| {
             line.strip_prefix("# ").is_some_and(|header| header.split(' ').next() == Some(path))
                 || (line.contains("build constraints exclude all Go files")
-                    && (line.contains(&format!("{path}:")) || line.ends_with(&*package.dir.to_string_lossy())))
+                    && (line.contains(&format!("{path}:"))
+                        || line.ends_with(&*package.dir.to_string_lossy())))
         })
     });
     let mut named: Vec<String> = failing
@@ -162,10 +166,7 @@ mod tests {
                 "go: go.mod requires go >= 1.99 (running go 1.26.8; GOTOOLCHAIN=local)",
                 Reason::ToolchainTooOld { wanted: "1.99".into(), running: "1.26.8".into() },
             ),
-            (
-                "go: download go1.99 for linux/amd64: toolchain not available",
-                Reason::ToolchainMissing,
-            ),
+            ("go: download go1.99 for linux/amd64: toolchain not available", Reason::ToolchainMissing),
             (
                 "go: rsc.io/nothere/xx@latest: module rsc.io/nothere/xx: reading https://p/rsc.io/nothere/xx/@v/list: 403 Forbidden",
                 module("rsc.io/nothere/xx@latest"),
@@ -175,8 +176,14 @@ mod tests {
                 "go: golang.org/x/example/nope@latest: module golang.org/x/example@latest found (v0.1.0), but does not contain package golang.org/x/example/nope",
                 module("golang.org/x/example/nope@latest"),
             ),
-            ("m.go:2:8: example.com/n@v1.0.0: missing go.sum entry for go.mod file; to add it:", Reason::ModuleIncomplete),
-            ("main.go:3:8: no required module provides package rsc.io/quote; to add it:", Reason::ModuleIncomplete),
+            (
+                "m.go:2:8: example.com/n@v1.0.0: missing go.sum entry for go.mod file; to add it:",
+                Reason::ModuleIncomplete,
+            ),
+            (
+                "main.go:3:8: no required module provides package rsc.io/quote; to add it:",
+                Reason::ModuleIncomplete,
+            ),
             (
                 "main.go:3:8: no required module provides package rsc.io/quote: go.mod file not found in current directory",
                 Reason::NoModule,
@@ -203,7 +210,10 @@ mod tests {
         };
         let packages = [package("x/c", true, &[]), package("x", false, &["x/c"]), package("y", false, &[])];
         assert_eq!(cgo(&packages, "# x\n./m.go:3: undefined: c.Do\n"), ["x/c"]);
-        assert_eq!(cgo(&packages, "package x\n\timports x/c: build constraints exclude all Go files in /src/x/c"), ["x/c"]);
+        assert_eq!(
+            cgo(&packages, "package x\n\timports x/c: build constraints exclude all Go files in /src/x/c"),
+            ["x/c"]
+        );
         assert!(cgo(&packages, "# y\n./m.go:3: undefined: z\n").is_empty());
     }
 }

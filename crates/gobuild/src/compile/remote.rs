@@ -141,8 +141,7 @@ impl Plan {
     ) -> Result<Option<Module>, Error> {
         let mut prefix = path;
         loop {
-            let arguments =
-                ["mod", "download", "-json", &format!("{prefix}@{version}")].map(OsString::from);
+            let arguments = ["mod", "download", "-json", &format!("{prefix}@{version}")].map(OsString::from);
             let output = self.toolchain.run(folder, &arguments, &[], cancel, progress).await?;
             if output.status.success()
                 && let Ok(module) = serde_json::from_slice::<Module>(&output.stdout)

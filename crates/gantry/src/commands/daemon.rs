@@ -1,0 +1,215 @@
+//! `gantry daemon`: the process behind the commands.
+
+use std::{process::ExitCode, time::Duration};
+
+use clap::{ArgMatches, Subcommand as _};
+use k8s_openapi::api::{
+    apps::v1::{Deployment, ReplicaSet},
+    core::v1::{Pod, Service},
+};
+use kube::{
+    Api, Client,
+    api::{DeleteParams, PropagationPolicy},
+    runtime::watcher,
+};
+use serde::Serialize;
+
+use super::{Command, down::gone, parse};
+use crate::{
+    access,
+    context::Context,
+    failure::{Failure, Result},
+    launch::{self, Started, Stopped},
+    output::{self, Format},
+};
+
+/// How long a daemon has to end.
+const STOP_DEADLINE: Duration = Duration::from_secs(30);
+
+pub static COMMAND: Command = Command {
+    name: "daemon",
+    about: "Run, start, stop and look at the daemon",
+    examples: &[
+        ("sudo gantry daemon start", "in the background; up does that by itself for root"),
+        ("gantry daemon status", "is it there, where does it listen, where is its log"),
+        ("sudo gantry daemon stop", "containers and ports stay"),
+        ("sudo gantry daemon stop --all", "end all programs first"),
+        ("sudo gantry daemon run", "in the foreground, under a service manager"),
+    ],
+    arguments: |command| {
+        Action::augment_subcommands(command).subcommand_required(true).arg_required_else_help(true)
+    },
+    run: daemon,
+};
+
+#[derive(Clone, Debug, clap::Subcommand)]
+enum Action {
+    /// Run in the foreground
+    Run,
+    /// Start in the background, and wait until it serves
+    Start,
+    /// Stop it; containers and published ports stay
+    Stop(Stop),
+    /// Say whether it runs, where it listens and where its log is
+    Status(output::Output),
+}
+
+#[derive(Clone, Debug, clap::Args)]
+struct Stop {
+    /// End all programs first
+    #[arg(long)]
+    all: bool,
+}
+
+/// What `status` says.
+#[derive(Debug, Serialize)]
+struct Status {
+    running: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pid: Option<i32>,
+    state_dir: String,
+    log: String,
+    #[serde(flatten)]
+    endpoints: Option<access::Endpoints>,
+}
+
+fn daemon(context: &Context, matches: &ArgMatches) -> Result<ExitCode> {
+    match parse::<Action>(matches)? {
+        Action::Run => run(context),
+        Action::Start => context.block_on(start(context)),
+        Action::Stop(args) => context.block_on(stop(context, args.all)),
+        Action::Status(output) => context.block_on(status(context, output.format)),
+    }
+}
+
+fn run(context: &Context) -> Result<ExitCode> {
+    root(context, "run")?;
+    let mut ready = || {
+        if let Err(error) = Started::Ready.tell() {
+            context.printer.warning(format!("tell that the daemon is ready: {error}"));
+        }
+    };
+    match (context.hooks.daemon)(&context.settings.state_dir, &mut ready) {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        Err(error) => {
+            let said = format!("{error:#}").replace('\n', " ");
+            let _ = Started::Failed { error: said, hint: None }.tell();
+            Err(error.into())
+        }
+    }
+}
+
+async fn start(context: &Context) -> Result<ExitCode> {
+    if launch::answers(&context.settings.state_dir).await?
+        && launch::holder(&context.settings.state_dir)?.is_some()
+    {
+        context.printer.note(format!("a daemon runs already in {}", context.settings.state_dir.display()));
+        return Ok(ExitCode::SUCCESS);
+    }
+    root(context, "start")?;
+    context.printer.progress("starting the daemon");
+    let started = std::time::Instant::now();
+    launch::start(&context.settings, &context.cancel).await?;
+    context.printer.step(
+        "Started",
+        &format!("daemon in {}", context.settings.state_dir.display()),
+        Some(started.elapsed()),
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+fn root(context: &Context, action: &str) -> Result<()> {
+    if context.settings.is_root {
+        return Ok(());
+    }
+    let hint = format!("sudo gantry daemon {action}{}", context.settings.state_flag());
+    Err(Failure::new("the daemon makes namespaces, mounts and cgroups, which only root may").hint(hint))
+}
+
+/// Stops the daemon; with `all` every program ends first.
+pub async fn stop(context: &Context, all: bool) -> Result<ExitCode> {
+    if all {
+        match context.connect_running().await? {
+            Some(connection) => end_all(context, &connection.client).await?,
+            // Nobody is left who could end them in order.
+            None => context
+                .printer
+                .warning("no daemon runs: programs that still run are ended without their grace period"),
+        }
+    }
+    context.printer.progress("waiting for the daemon to end");
+    let stopped = launch::stop(&context.settings, STOP_DEADLINE).await?;
+    if all {
+        root(context, "stop --all")?;
+        let removed = (context.hooks.remove_outside)(&context.settings.state_dir)?;
+        removed.iter().for_each(|what| context.printer.step("Removed", what, None));
+    }
+    match stopped {
+        Stopped::Ended => context.printer.step(
+            "Stopped",
+            &format!("daemon in {}", context.settings.state_dir.display()),
+            None,
+        ),
+        Stopped::WasNotRunning => {
+            context.printer.note(format!("no daemon runs in {}", context.settings.state_dir.display()))
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Deletes what makes Pods, then the Pods, and waits until they have ended.
+async fn end_all(context: &Context, client: &Client) -> Result<()> {
+    let parameters =
+        DeleteParams { propagation_policy: Some(PropagationPolicy::Background), ..DeleteParams::default() };
+    let all = kube::api::ListParams::default();
+    let namespaces = Api::<k8s_openapi::api::core::v1::Namespace>::all(client.clone()).list(&all).await?;
+    for namespace in namespaces.items.iter().filter_map(|namespace| namespace.metadata.name.as_deref()) {
+        Api::<Deployment>::namespaced(client.clone(), namespace).delete_collection(&parameters, &all).await?;
+        Api::<ReplicaSet>::namespaced(client.clone(), namespace).delete_collection(&parameters, &all).await?;
+        Api::<Pod>::namespaced(client.clone(), namespace).delete_collection(&parameters, &all).await?;
+        let services = Api::<Service>::namespaced(client.clone(), namespace);
+        for service in services.list(&all).await? {
+            let name = service.metadata.name.unwrap_or_default();
+            // The API server's own, which it would make again.
+            if name != "kubernetes" {
+                services.delete(&name, &DeleteParams::default()).await?;
+            }
+        }
+    }
+    let progress = |left| context.printer.progress(format!("{left} Pods to end"));
+    tokio::select! {
+        result = gone(Api::<Pod>::all(client.clone()), watcher::Config::default(), progress) => result,
+        () = context.cancel.cancelled() => Err(Failure::interrupted("all programs are being ended; the daemon still runs")),
+    }
+}
+
+async fn status(context: &Context, format: Format) -> Result<ExitCode> {
+    let state_dir = &context.settings.state_dir;
+    let running = launch::answers(state_dir).await?;
+    let status = Status {
+        running,
+        pid: launch::holder(state_dir)?.map(|pid| pid.as_raw_nonzero().get()),
+        state_dir: state_dir.display().to_string(),
+        log: access::log_path(state_dir).display().to_string(),
+        endpoints: access::Endpoints::read(state_dir)?.filter(|_| running),
+    };
+    match format {
+        Format::Json | Format::Yaml => output::value(&status, format, &context.printer)?,
+        _ => {
+            let say = |key: &str, value: &str| context.printer.data(format!("{key:<12}{value}"));
+            let process = status.pid.map(|pid| format!("running, process {pid}"));
+            say("daemon", if running { process.as_deref().unwrap_or("running") } else { "not running" });
+            if let Some(endpoints) = &status.endpoints {
+                say("kubernetes", &endpoints.kubernetes);
+                say("registry", &endpoints.registry);
+                say("console", &endpoints.console);
+            }
+            say("state", &status.state_dir);
+            say("log", &status.log);
+            if let Ok(access) = access::Access::find(&context.settings) {
+                say("kubeconfig", &access.kubeconfig.display().to_string());
+            }
+        }
+    }
+    Ok(if running { ExitCode::SUCCESS } else { ExitCode::from(1) })
+}

@@ -1,0 +1,152 @@
+//! `gantry run`: a program that ends, attached.
+
+use std::process::ExitCode;
+
+use clap::{ArgMatches, Args as _};
+use futures::TryStreamExt as _;
+use gobuild::Target;
+use k8s_openapi::api::core::v1::{ContainerStateTerminated, Pod};
+use kube::{
+    Api,
+    api::{DeleteParams, LogParams, PostParams},
+    runtime::{WatchStreamExt as _, watcher, watcher::Event},
+};
+
+use super::{Command, logs, parse, up::ProgramFlags};
+use crate::{
+    context::Context,
+    failure::{Failure, Result},
+    publish,
+    workload::{label, trouble},
+};
+
+/// Seconds that a program has to end in after an interruption.
+const GRACE_SECONDS: u32 = 2;
+/// Exit code when the program's own is not known.
+const UNKNOWN: u8 = 125;
+
+pub static COMMAND: Command = Command {
+    name: "run",
+    about: "Build a Go program that ends, run it attached, and give its exit code",
+    examples: &[
+        ("gantry run ./job", "its output, its exit code, nothing left"),
+        ("gantry run ./job -e DAY=monday -- --dry-run", "with a variable and an argument"),
+    ],
+    arguments: |command| Args::augment_args(command),
+    run: |context, matches| context.block_on(run(context, matches)),
+};
+
+#[derive(Clone, Debug, clap::Args)]
+struct Args {
+    /// A folder with a main package, or an import path with a version
+    #[arg(value_name = "TARGET")]
+    target: String,
+    /// Arguments for the program
+    #[arg(last = true, value_name = "ARGUMENT")]
+    arguments: Vec<String>,
+    #[command(flatten)]
+    program: ProgramFlags,
+    #[command(flatten)]
+    build: publish::Flags,
+}
+
+async fn run(context: &Context, matches: &ArgMatches) -> Result<ExitCode> {
+    let args: Args = parse(matches)?;
+    let mut spec = args.program.spec(context, &args.arguments)?;
+    let options = args.build.image(&context.folder()?)?;
+    let plan = publish::plan(context, &Target::parse(&args.target), args.build.options(None, None)).await?;
+    if spec.name.is_empty() {
+        spec.name = label(plan.name());
+    }
+    let (binary, connection) = tokio::join!(publish::compile(context, &plan), context.connect_running());
+    let binary = binary?;
+    let connection = match connection? {
+        Some(connection) => connection,
+        None => context.connect().await?,
+    };
+    let reference = publish::embedded(plan.name())?;
+    let (reference, _) = publish::push(context, &connection.registry, &reference, &binary, &options).await?;
+    spec.image = reference.to_string();
+
+    let pods: Api<Pod> = connection.api(context.namespace());
+    let name = format!("{}-{}", spec.name, suffix());
+    let pod: Pod =
+        serde_json::from_value(spec.run_pod(&name)).map_err(|error| Failure::from_error(&error))?;
+    pods.create(&PostParams::default(), &pod).await?;
+    let ended = tokio::select! {
+        ended = attached(context, &pods, &name) => ended,
+        () = context.cancel.cancelled() => Err(Failure::interrupted(format!("{} was stopped, nothing is left", spec.name))),
+    };
+    // Whatever happened, the Pod goes; its deletion goes on by itself once it is accepted.
+    let grace = DeleteParams { grace_period_seconds: Some(GRACE_SECONDS), ..DeleteParams::default() };
+    match pods.delete(&name, &grace).await {
+        Ok(_) => {}
+        Err(kube::Error::Api(status)) if status.code == 404 => {}
+        Err(error) => {
+            context.printer.warning(format!("pod/{name} is left: {error}; kubectl delete pod {name}"));
+        }
+    }
+    let ended = ended?;
+    if ended.reason.as_deref() == Some("OOMKilled") {
+        context.printer.warning("the program needed more memory than its limit: gantry run … --memory 512Mi");
+    }
+    Ok(ExitCode::from(u8::try_from(ended.exit_code).unwrap_or(UNKNOWN)))
+}
+
+/// Shows the Pod's output until it ends; gives how it ended.
+async fn attached(context: &Context, pods: &Api<Pod>, name: &str) -> Result<ContainerStateTerminated> {
+    let mut events = Box::pin(
+        watcher(pods.clone(), watcher::Config::default().fields(&format!("metadata.name={name}")))
+            .default_backoff(),
+    );
+    let mut shown = false;
+    while let Some(event) = events.try_next().await? {
+        let pod = match event {
+            Event::Apply(pod) | Event::InitApply(pod) => pod,
+            Event::Delete(_) => return Err(Failure::new(format!("pod/{name} was deleted by somebody else"))),
+            Event::Init | Event::InitDone => continue,
+        };
+        let status = pod.status.as_ref();
+        let container = status.and_then(|status| status.container_statuses.as_ref()?.first());
+        let state = container.and_then(|container| container.state.as_ref());
+        let started = state.is_some_and(|state| state.running.is_some() || state.terminated.is_some());
+        if started && !shown {
+            context.printer.progress_done();
+            let parameters = LogParams { follow: true, ..LogParams::default() };
+            // Ends when the program does; how it ended is in the events behind.
+            logs::show(pods, name, "", &parameters, &context.printer).await?;
+            shown = true;
+        }
+        if let Some(ended) = state.and_then(|state| state.terminated.clone()) {
+            if let Some(trouble) = trouble::of_pod(&pod)
+                .filter(|_| ended.exit_code != 0 && ended.reason.as_deref() == Some("StartError"))
+            {
+                return Err(Failure::new(format!("{name}: {}", trouble.message)).hint(trouble.hint));
+            }
+            return Ok(ended);
+        }
+        match trouble::of_pod(&pod) {
+            Some(trouble) if !trouble.passes => {
+                return Err(
+                    Failure::new(format!("{name} was not started: {}", trouble.message)).hint(trouble.hint)
+                );
+            }
+            _ if !started => context.printer.progress(trouble::doing(&pod)),
+            _ => {}
+        }
+        if status.and_then(|status| status.phase.as_deref()) == Some("Failed") {
+            let why = status
+                .and_then(|status| status.message.clone().or(status.reason.clone()))
+                .unwrap_or_default();
+            return Err(Failure::new(format!("{name} failed: {why}")));
+        }
+    }
+    Err(Failure::new(format!("the watch on pod/{name} ended")))
+}
+
+/// Five characters, as Kubernetes makes names unique.
+fn suffix() -> String {
+    const CHARACTERS: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
+    let bytes: [u8; 5] = rand::random();
+    bytes.iter().map(|byte| char::from(CHARACTERS[usize::from(*byte) % CHARACTERS.len()])).collect()
+}

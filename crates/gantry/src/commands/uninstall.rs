@@ -1,0 +1,81 @@
+//! `gantry uninstall`: nothing stays.
+
+use std::process::ExitCode;
+
+use clap::{ArgMatches, Args as _};
+
+use super::{Command, daemon, parse};
+use crate::{
+    context::Context,
+    failure::{Failure, Result},
+};
+
+pub static COMMAND: Command = Command {
+    name: "uninstall",
+    about: "End everything that gantry runs; with --purge, remove its data too",
+    examples: &[
+        ("sudo gantry uninstall", "programs, daemon, network; the data stays"),
+        ("sudo gantry uninstall --purge", "the data too: images, objects, logs"),
+    ],
+    arguments: |command| Args::augment_args(command),
+    run: |context, matches| context.block_on(uninstall(context, matches)),
+};
+
+#[derive(Clone, Debug, clap::Args)]
+struct Args {
+    /// Remove the state folder too
+    #[arg(long)]
+    purge: bool,
+}
+
+async fn uninstall(context: &Context, matches: &ArgMatches) -> Result<ExitCode> {
+    let args: Args = parse(matches)?;
+    let state_dir = &context.settings.state_dir;
+    if !context.settings.is_root {
+        return Err(Failure::new("only root may end the daemon and remove what it made")
+            .hint(format!("sudo gantry uninstall{}", context.settings.state_flag())));
+    }
+    if !state_dir.exists() {
+        context.printer.note(format!("there is nothing in {}", state_dir.display()));
+        return Ok(ExitCode::SUCCESS);
+    }
+    // A folder that gantry never wrote to is not gantry's to remove.
+    if !state_dir.join("instance").exists() {
+        return Err(Failure::new(format!("{} is not a state folder of gantry", state_dir.display()))
+            .hint("name it: gantry uninstall --state-dir DIR".to_owned()));
+    }
+    daemon::stop(context, true).await?;
+    if args.purge {
+        remove(state_dir)?;
+        context.printer.step("Removed", &state_dir.display().to_string(), None);
+        if let Some(user_dir) = context.settings.user_dir.as_deref().filter(|dir| dir.exists()) {
+            for name in ["kubeconfig", "registry-token"] {
+                let _ = durable::remove(&user_dir.join(name));
+            }
+            // Only when nothing of the user's own is in it.
+            let _ = std::fs::remove_dir(user_dir);
+        }
+    } else {
+        context.printer.note(format!(
+            "the data is left in {}; gantry uninstall --purge removes it",
+            state_dir.display()
+        ));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Removes the folder unless something is still mounted below, which might be the user's own data.
+fn remove(state_dir: &std::path::Path) -> Result<()> {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo");
+    let mounts = mounts.map_err(|error| Failure::from_error(&error).context("read /proc/self/mountinfo"))?;
+    let mounted = mounts
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .find(|place| std::path::Path::new(place).starts_with(state_dir));
+    if let Some(place) = mounted {
+        return Err(Failure::new(format!("{place} is still mounted, so nothing was removed"))
+            .hint(format!("umount {place}")));
+    }
+    let removed = std::fs::remove_dir_all(state_dir);
+    removed.map_err(|error| Failure::from_error(&error).context(format!("remove {}", state_dir.display())))
+}
