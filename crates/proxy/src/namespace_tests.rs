@@ -258,8 +258,8 @@ fn services_are_served_and_pods_drained() {
         // What is in flight is waited for, but not longer than the deadline.
         world.in_flight(0).await;
         let mut stream = world.dial(&Place::Host, "127.0.0.1:81".parse().unwrap()).unwrap();
-        stream.write_all(b"no http\r\n").unwrap();
-        world.in_flight(1).await;
+        stream.write_all(b"no http\r\n\r\n").unwrap();
+        stream.read_exact(&mut [0]).unwrap();
         world.hear_pod("pod-b", Some(3));
         let said = world.written("/api/v1/namespaces/default/pods/pod-b/status", |_| true).await;
         assert_eq!(said["status"]["conditions"][0]["reason"], "Deadline");
