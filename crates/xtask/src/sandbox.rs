@@ -126,7 +126,7 @@ impl Sandbox {
 
     /// The proxy's process id.
     pub(crate) fn proxy_pid(&self) -> Result<nix::unistd::Pid> {
-        self.pid("proxy.lock")
+        self.pid("proxy.pid")
     }
 
     fn pid(&self, name: &str) -> Result<nix::unistd::Pid> {
@@ -173,7 +173,12 @@ fn words(arguments: &[std::ffi::OsString]) -> String {
 }
 
 /// Runs a command with a deadline, so that a hang is a finding and not the end of the run.
-pub(crate) fn output(mut command: Command) -> Result<Output> {
+pub(crate) fn output(command: Command) -> Result<Output> {
+    output_within(command, COMMAND_SECONDS_MAX)
+}
+
+/// The same, for a command that may take longer.
+pub(crate) fn output_within(mut command: Command, seconds_max: u64) -> Result<Output> {
     let name = command.get_program().to_string_lossy().into_owned();
     let child = command
         .stdout(Stdio::piped())
@@ -187,14 +192,14 @@ pub(crate) fn output(mut command: Command) -> Result<Output> {
         // The receiver is gone only after the deadline; then nobody asks for the answer.
         let _ = sender.send(child.wait_with_output());
     });
-    match receiver.recv_timeout(Duration::from_secs(COMMAND_SECONDS_MAX)) {
+    match receiver.recv_timeout(Duration::from_secs(seconds_max)) {
         Ok(output) => {
             let _ = reader.join();
             output.with_context(|| format!("wait for {name}"))
         }
         Err(_) => {
             rustix::process::pidfd_send_signal(&handle, rustix::process::Signal::KILL)?;
-            bail!("{name} did not end within {COMMAND_SECONDS_MAX} s");
+            bail!("{name} did not end within {seconds_max} s");
         }
     }
 }

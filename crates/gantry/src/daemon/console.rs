@@ -29,18 +29,18 @@ async fn metrics() -> impl IntoResponse {
 
 /// Refuses requests that a web page made a browser send here: their `Host` or `Origin` names another site.
 pub async fn own_host_only(request: Request, next: Next) -> Response {
-    let text = |name: header::HeaderName| {
-        request.headers().get(name).map(|value| value.to_str().unwrap_or("?").to_owned())
-    };
-    let authority = request.uri().authority().map(|authority| authority.as_str().to_owned());
-    let host = text(header::HOST).or(authority);
-    let origin = text(header::ORIGIN);
-    let origin = origin.as_deref().map(|origin| origin.split_once("://").map_or(origin, |(_, host)| host));
-    if host.as_deref().is_some_and(is_own) && origin.is_none_or(is_own) {
+    if is_from_here(&request) {
         next.run(request).await
     } else {
         (StatusCode::FORBIDDEN, "this listener answers on loopback names only\n").into_response()
     }
+}
+
+fn is_from_here(request: &Request) -> bool {
+    let text = |name: header::HeaderName| request.headers().get(name).map(|value| value.to_str().unwrap_or("?"));
+    let host = text(header::HOST).or(request.uri().authority().map(|authority| authority.as_str()));
+    let origin = text(header::ORIGIN).map(|origin| origin.split_once("://").map_or(origin, |(_, host)| host));
+    host.is_some_and(is_own) && origin.is_none_or(is_own)
 }
 
 /// A loopback name or address, with any port.

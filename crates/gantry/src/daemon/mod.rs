@@ -13,6 +13,7 @@ mod state;
 mod teardown;
 mod user;
 
+pub use proxy::main as proxy_main;
 pub use teardown::remove_outside;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -208,7 +209,7 @@ fn serve_api(
     ];
     let tls = authority.server_config(&names, &addresses).context("make the API server's certificate")?;
     let inside = network
-        .run_in(network::Place::Router, move || std::net::TcpListener::bind(pod_facing))
+        .run_in(&network::Place::Router, move || std::net::TcpListener::bind(pod_facing))
         .context("enter the router's namespace")?
         .with_context(|| format!("listen on {pod_facing} for Pods"))?;
     inside.set_nonblocking(true)?;

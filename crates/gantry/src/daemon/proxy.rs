@@ -1,9 +1,11 @@
 //! The proxy seen from the daemon: found or started, its listeners held, replaced when it dies.
 
+use std::ffi::OsString;
 use std::fs::OpenOptions;
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use ::proxy::handover::{self, Holder, Link};
@@ -15,6 +17,43 @@ use kube::{Api, Client};
 use lifecycle::Scope;
 
 use super::state::State;
+
+/// The hidden command `gantry proxy --state-dir DIR`: the proxy's process.
+pub fn main(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    let (Some(flag), Some(dir)) = (arguments.next(), arguments.next()) else {
+        return ExitCode::from(2);
+    };
+    if flag != "--state-dir" {
+        return ExitCode::from(2);
+    }
+    // What goes wrong is the daemon's to see: standard error is the proxy's log.
+    let filter = tracing_subscriber::EnvFilter::try_from_env("GANTRY_LOG");
+    let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::io::stderr).try_init();
+    match run(Path::new(&dir)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(error = format!("{error:#}"), "the proxy ends");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(dir: &Path) -> Result<()> {
+    let link = spawn::inherited();
+    let state = State::existing(dir)?.context("there is no such state folder")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    runtime.block_on(async {
+        let config = ::proxy::Config {
+            kubeconfig: state.run("proxy.kubeconfig"),
+            state_dir: state.dir,
+            instance: state.instance,
+            link,
+            limits: ::proxy::Limits::default(),
+        };
+        ::proxy::run(config, Scope::new("proxy")).await.context("run the proxy")
+    })
+}
 
 /// Where the proxies' Leases are.
 const NAMESPACE: &str = "gantry-system";
