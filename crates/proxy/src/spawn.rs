@@ -99,3 +99,30 @@ pub fn inherited() -> Option<OwnedFd> {
     rustix::io::fcntl_setfd(&end, rustix::io::FdFlags::CLOEXEC).ok()?;
     Some(end)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::handover::{Error, Holder, Link};
+    use lifecycle::Scope;
+    use std::time::Duration;
+
+    const WITHIN: Duration = Duration::from_secs(20);
+
+    #[tokio::test]
+    async fn a_process_s_end_is_noticed_by_its_parent_and_by_others() {
+        let log = tempfile::NamedTempFile::new().unwrap();
+        let script = "echo link is $GANTRY_PROXY_LINK; test -S /proc/self/fd/$GANTRY_PROXY_LINK && echo open; read end";
+        let (mut process, end) = start(Path::new("/bin/sh"), &["-c", script], log.reopen().unwrap()).unwrap();
+        let scope = Scope::new("test");
+        // It is no proxy: it ends without a word.
+        let ended = tokio::time::timeout(WITHIN, Link::establish(end, &Holder::new("daemon"), &scope)).await;
+        assert!(matches!(ended.unwrap(), Err(Error::Ended | Error::Pass(_))));
+        let mut other = Process::attach(process.pid()).unwrap();
+        tokio::time::timeout(WITHIN, other.exited()).await.unwrap().unwrap();
+        tokio::time::timeout(WITHIN, process.exited()).await.unwrap().unwrap();
+        assert!(Process::attach(process.pid()).is_err(), "it has been reaped");
+        let text = std::fs::read_to_string(log.path()).unwrap();
+        assert!(text.contains("open"), "{text}");
+    }
+}
