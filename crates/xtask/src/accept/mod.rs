@@ -3,11 +3,13 @@
 //! Each rung prints one line: met or unmet, what was seen, the seconds it took. A rung that cannot run is unmet.
 
 mod digest;
+mod figures;
 mod fixtures;
 mod input;
 mod kill;
 mod nothing;
 mod path;
+mod programs;
 mod replace;
 
 use std::path::PathBuf;
@@ -26,7 +28,7 @@ pub(crate) struct Arguments {
     /// Seed of the moments at which things are killed
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Write the messages of rung 8 as their snapshots
+    /// Write the messages of rung 8 as their snapshots, and what rung 7 saw into docs/programs.md
     #[arg(long)]
     bless: bool,
 }
@@ -74,7 +76,9 @@ const RUNGS: &[Rung] = &[
     Rung { number: 2, name: "kill", short: true, isolated: true, run: kill::run },
     Rung { number: 3, name: "replace", short: true, isolated: true, run: replace::run },
     Rung { number: 5, name: "same digest", short: true, isolated: true, run: digest::run },
+    Rung { number: 7, name: "real programs", short: false, isolated: false, run: programs::run },
     Rung { number: 8, name: "bad input", short: false, isolated: true, run: input::run },
+    Rung { number: 9, name: "figures", short: false, isolated: false, run: figures::run },
     Rung { number: 10, name: "nothing left", short: false, isolated: true, run: nothing::run },
 ];
 
