@@ -1,6 +1,6 @@
 //! `gantry build`: source to an image, in a registry or a file.
 
-use std::{fs::File, io::BufWriter, io::Write as _, path::PathBuf, process::ExitCode, time::Instant};
+use std::{collections::BTreeMap, fs::File, io::BufWriter, io::Write as _, path::PathBuf, process::ExitCode, time::Instant};
 
 use clap::{ArgMatches, Args as _};
 use gobuild::{Target, image, layout::Layout};
@@ -61,6 +61,7 @@ struct Facts {
     size: u64,
     go: String,
     platform: String,
+    seconds: BTreeMap<&'static str, f64>,
 }
 
 async fn build(context: &Context, matches: &ArgMatches) -> Result<ExitCode> {
@@ -98,6 +99,9 @@ async fn build(context: &Context, matches: &ArgMatches) -> Result<ExitCode> {
         size: image.size,
         go: binary.info.go.clone(),
         platform: format!("linux/{}", binary.architecture),
+        seconds: [("build", binary.elapsed), ("image", image.elapsed)]
+            .map(|(step, elapsed)| (step, elapsed.as_secs_f64()))
+            .into(),
     };
     match args.format {
         Format::Json | Format::Yaml => output::value(&facts, args.format, &context.printer)?,
