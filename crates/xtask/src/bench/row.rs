@@ -121,11 +121,29 @@ fn cell(text: &str) -> String {
     text.replace('|', "/").lines().map(str::trim).collect::<Vec<_>>().join(" ")
 }
 
-/// Replaces the measured figures' rows in `docs/bench.md`; the others stay.
+/// Between these the README shows the table.
+const MARKS: [&str; 2] = ["<!-- bench -->\n", "<!-- /bench -->"];
+
+/// Replaces the measured figures' rows in `docs/bench.md`, the others stay; and shows the table in the README.
 pub(crate) fn write(rows: &[Row], rounds: usize) -> Result<()> {
-    let path = crate::tidy::root()?.join("docs/bench.md");
+    let root = crate::tidy::root()?;
+    let path = root.join("docs/bench.md");
     let old = std::fs::read_to_string(&path).unwrap_or_default();
-    std::fs::write(&path, document(&old, rows, rounds)).with_context(|| format!("write {}", path.display()))
+    let new = document(&old, rows, rounds);
+    std::fs::write(&path, &new).with_context(|| format!("write {}", path.display()))?;
+    let path = root.join("README.md");
+    let readme = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+    let shown = show(&readme, &new).context("README.md has no place for the table")?;
+    std::fs::write(&path, shown).with_context(|| format!("write {}", path.display()))
+}
+
+/// The README with the document's table.
+fn show(readme: &str, document: &str) -> Option<String> {
+    let (before, rest) = readme.split_once(MARKS[0])?;
+    let (_, after) = rest.split_once(MARKS[1])?;
+    let table: String =
+        document.lines().filter(|line| line.starts_with('|')).map(|line| format!("{line}\n")).collect();
+    Some(format!("{before}{}{table}{}{after}", MARKS[0], MARKS[1]))
 }
 
 fn document(old: &str, rows: &[Row], rounds: usize) -> String {
@@ -184,5 +202,11 @@ mod tests {
         let text = document(&old, &[row], 10);
         assert!(text.contains("| what | 10.0 ms | 20.0 ms (0.50 ×) | ≤ 12.0 ms; ≤ 0.6 × | met |"), "{text}");
         assert!(text.contains("kept") && !text.contains("old"), "{text}");
+        let readme = show("a\n<!-- bench -->\nold\n<!-- /bench -->\nb\n", &text).unwrap();
+        assert!(
+            readme.starts_with("a\n<!-- bench -->\n| Figure |") && readme.ends_with("<!-- /bench -->\nb\n"),
+            "{readme}"
+        );
+        assert!(readme.contains("kept") && !readme.contains("old"), "{readme}");
     }
 }
