@@ -37,7 +37,10 @@ pub(crate) struct Arguments {
     /// Rounds of each figure; fewer than 10 are only good for trying
     #[arg(long, default_value_t = ROUNDS_MIN)]
     rounds: usize,
-    /// Write the rows into docs/bench.md
+    /// Measure this binary instead of the release build
+    #[arg(long, conflicts_with = "write")]
+    gantry: Option<PathBuf>,
+    /// Write the rows into docs/bench.md and README.md
     #[arg(long)]
     write: bool,
 }
@@ -80,7 +83,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         let names: Vec<_> = FIGURES.iter().map(|figure| figure.name).collect();
         ensure!(names.contains(&&**name), "there is no figure {name}; there are {}", names.join(", "));
     }
-    let setting = Setting { gantry: crate::tools::gantry()?, rounds: arguments.rounds.max(1) };
+    let gantry = arguments.gantry.clone().map_or_else(crate::tools::gantry, Ok)?;
+    let setting = Setting { gantry, rounds: arguments.rounds.max(1) };
     let rows = measure(&setting, &arguments.figures);
     if arguments.write {
         ensure!(setting.rounds >= ROUNDS_MIN, "what is written down takes {ROUNDS_MIN} rounds at least");

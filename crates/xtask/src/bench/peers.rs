@@ -40,6 +40,7 @@ impl Kubernetes {
         std::fs::write(folder.path().join("tokens.csv"), tokens)?;
         let key = rcgen::KeyPair::generate().context("make a key")?;
         std::fs::write(folder.path().join("sa.key"), key.serialize_pem())?;
+        std::fs::write(folder.path().join("sa.pub"), key.public_key_pem())?;
         let mut command = Command::new("etcd");
         command.current_dir(folder.path()).args(["--data-dir", "etcd"]);
         command.args(["--listen-client-urls", ETCD, "--advertise-client-urls", ETCD]);
@@ -68,7 +69,7 @@ impl Kubernetes {
             "--bind-address=127.0.0.1",
             "--advertise-address=127.0.0.1",
             "--token-auth-file=tokens.csv",
-            "--service-account-key-file=sa.key",
+            "--service-account-key-file=sa.pub",
             "--service-account-signing-key-file=sa.key",
             "--service-account-issuer=https://k",
             "--service-cluster-ip-range=10.96.0.0/16",
@@ -207,7 +208,8 @@ impl Registry {
 /// The last lines of a log, in one.
 pub(crate) fn tail(log: &Path) -> String {
     let text = std::fs::read_to_string(log).unwrap_or_default();
-    let lines: Vec<_> = text.lines().rev().take(3).collect();
+    // gRPC's attempts to connect again bury what went wrong.
+    let lines: Vec<_> = text.lines().rev().filter(|line| !line.contains("logging.go")).take(3).collect();
     let said = lines.into_iter().rev().collect::<Vec<_>>().join(" / ");
     let cut: String = said.chars().take(600).collect();
     format!("its log ends with: {cut}")
