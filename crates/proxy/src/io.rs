@@ -7,6 +7,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
@@ -68,15 +69,28 @@ pub(crate) fn poll_fill(
             Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
             Poll::Pending => return Poll::Pending,
         }
-        match stream.try_read(buffer.space(max)) {
+        let space = buffer.space(max);
+        let room = space.len();
+        match stream.try_read(space) {
             Ok(count) => {
                 buffer.produced(count);
+                if count < room {
+                    drained(stream);
+                }
                 return Poll::Ready(Ok(count));
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => return Poll::Ready(Err(error)),
         }
     }
+}
+
+/// A short read has taken everything: says so to the reactor, which saves the read that would find nothing.
+///
+/// The reactor of a worker runs on the worker's own thread, so what arrives after the read shows as an event of its
+/// own; the end of the stream is never forgotten.
+fn drained(stream: &TcpStream) {
+    let _ = stream.try_io(Interest::READABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
 }
 
 /// [`poll_fill`], not longer than the clock says.

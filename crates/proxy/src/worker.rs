@@ -167,6 +167,12 @@ impl Worker {
     /// A backend of the route and a connection to it. Refusals are tried elsewhere, then again, for as long as
     /// the limits' patience lasts.
     pub(crate) async fn reach(&self, route: &Route, once: bool, fresh: bool) -> Option<(Flight, Upstream)> {
+        if let Some(flight) = route.balancer.pick(&[])
+            && let Ok(upstream) = self.connect(&flight.backend, once, fresh).await
+        {
+            return Some((flight, upstream));
+        }
+        // Once more, with patience, counting what fails.
         let deadline = Instant::now() + self.shared.limits.patience;
         let mut pause = START_OVER_FIRST;
         let mut tried = Vec::new();
