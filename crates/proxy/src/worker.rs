@@ -315,6 +315,8 @@ async fn accept(listener: TcpListener, target: Target, shared: &Shared, all: &[A
     loop {
         let (descriptor, peer) = match accept_one(&listener).await {
             Ok(accepted) => accepted,
+            // Shut down: the Service is gone, and soon this task.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => return,
             Err(error) => {
                 // Out of descriptors or memory: what is open must end first. The backlog waits.
                 tracing::warn!(%error, "accept a connection");
