@@ -178,9 +178,9 @@ fn a_deleted_pod_is_drained_before_it_is_signalled() {
     set(&mut observed, "c", State::Running(run(clock)));
     let signal = Action::Signal { container: "c".to_owned(), kill_at: at(30) };
     let wait = Action::Wake(at(20));
-    assert_eq!(plan(&pod, &observed, clock), [signal.clone()], "nobody to wait for");
+    assert_eq!(plan(&pod, &observed, clock), std::slice::from_ref(&signal), "nobody to wait for");
     observed.proxies = None;
-    assert_eq!(plan(&pod, &observed, clock), [wait.clone()], "the proxies are not known yet");
+    assert_eq!(plan(&pod, &observed, clock), std::slice::from_ref(&wait), "the proxies are not known yet");
     observed.proxies = Some(Arc::new(["a".to_owned()].into()));
     assert_eq!(plan(&pod, &observed, clock), [wait], "a has not said anything");
     let mut drained = pod.clone();

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Namespace, Node as Object};
+use k8s_openapi::api::core::v1::Node as Object;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use serde_json::{Value, json};
@@ -148,22 +148,11 @@ impl Registration {
             json!({"spec": {"holderIdentity": self.name, "leaseDurationSeconds": LEASE_S, "renewTime": now}});
         match api.patch(&self.name, &PatchParams::default(), &Patch::Merge(&patch)).await {
             Err(kube::Error::Api(status)) if status.code == 404 => {
-                self.make_namespace().await?;
                 let lease = json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
                     "metadata": {"name": self.name, "namespace": LEASE_NAMESPACE}, "spec": patch["spec"]});
                 let lease: Lease = serde_json::from_value(lease).map_err(kube::Error::SerdeError)?;
                 api.create(&PostParams::default(), &lease).await.map(drop)
             }
-            result => result.map(drop),
-        }
-    }
-
-    async fn make_namespace(&self) -> kube::Result<()> {
-        let api: Api<Namespace> = Api::all(self.client.clone());
-        let mut namespace = Namespace::default();
-        namespace.metadata.name = Some(LEASE_NAMESPACE.to_owned());
-        match api.create(&PostParams::default(), &namespace).await {
-            Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
             result => result.map(drop),
         }
     }
