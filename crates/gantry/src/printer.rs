@@ -58,7 +58,7 @@ impl Printer {
             return;
         }
         let line = match elapsed {
-            Some(elapsed) => format!("  {word:<8} {facts:<44} {:.2}s", elapsed.as_secs_f64()),
+            Some(elapsed) => format!("  {word:<8} {facts:<46} {:.2}s", elapsed.as_secs_f64()),
             None => format!("  {word:<8} {facts}"),
         };
         self.say(line.trim_end());

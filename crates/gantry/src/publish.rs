@@ -89,7 +89,7 @@ pub async fn push(
         () = context.cancel.cancelled() => return Err(Failure::interrupted("the image was not finished, nothing was changed")),
     };
     let by_digest = reference.with_digest(image.descriptor.digest.clone());
-    let facts = format!("{:<34}{}", shortened(&by_digest), output::bytes(image.size));
+    let facts = format!("{:<34}  {}", shortened(&by_digest), output::bytes(image.size));
     context.printer.step("Image", &facts, Some(image.elapsed));
     Ok((by_digest, image))
 }

@@ -53,6 +53,8 @@ pub enum Error {
     NeedsCgo { program: String, packages: Vec<String>, output: String },
     #[error("module not found: {module}")]
     ModuleNotFound { module: String, output: String },
+    #[error("the module proxy cannot be reached for {module}")]
+    ProxyUnreachable { module: String, output: String },
     #[error("{program} asks for Go {wanted}, and this is Go {running} with GOTOOLCHAIN=local")]
     ToolchainTooOld { program: String, wanted: String, running: String },
     #[error("the toolchain that {program} asks for cannot be had")]
@@ -94,6 +96,7 @@ impl Error {
             Self::ModuleNotFound { .. } => {
                 "check the path and the version, and which proxy is asked: go env GOPROXY GOPRIVATE"
             }
+            Self::ProxyUnreachable { .. } => "check the network, and which proxy is asked: go env GOPROXY",
             Self::ToolchainTooOld { .. } => "let Go fetch it: GOTOOLCHAIN=auto gantry up …",
             Self::ToolchainMissing { .. } => "check the go and toolchain lines of go.mod, and go env GOPROXY",
             Self::ModuleIncomplete { .. } => "run `go mod tidy` in the program's folder",
@@ -122,6 +125,7 @@ impl Error {
             Self::Compiler { output, .. }
             | Self::NeedsCgo { output, .. }
             | Self::ModuleNotFound { output, .. }
+            | Self::ProxyUnreachable { output, .. }
             | Self::ToolchainMissing { output, .. }
             | Self::ModuleIncomplete { output, .. }
             | Self::ModuleInvalid { output, .. }

@@ -1,6 +1,9 @@
 //! `gantry build`: source to an image, in a registry or a file.
 
-use std::{collections::BTreeMap, fs::File, io::BufWriter, io::Write as _, path::PathBuf, process::ExitCode, time::Instant};
+use std::{
+    collections::BTreeMap, fs::File, io::BufWriter, io::Write as _, path::PathBuf, process::ExitCode,
+    time::Instant,
+};
 
 use clap::{ArgMatches, Args as _};
 use gobuild::{Target, image, layout::Layout};
@@ -144,7 +147,7 @@ async fn to_file(
     };
     written.map_err(failed)?;
     staged.commit(path).map_err(failed)?;
-    let facts = format!("{:<34}{}", path.display(), output::bytes(image.size));
+    let facts = format!("{:<34}  {}", path.display(), output::bytes(image.size));
     context.printer.step("Wrote", &facts, Some(started.elapsed()));
     Ok(image)
 }

@@ -148,7 +148,12 @@ fn usage(text: &str) -> (String, Option<String>) {
         .collect();
     let usage =
         rest.iter().find_map(|line| line.strip_prefix("Usage: ")).map(|usage| format!("usage: {usage}"));
-    let message = if message.ends_with(':') { format!("{message} {}", named.join(", ")) } else { message };
+    let values = named.iter().find(|line| line.starts_with('['));
+    let message = match values {
+        _ if message.ends_with(':') => format!("{message} {}", named.join(", ")),
+        Some(values) => format!("{message} {values}"),
+        None => message,
+    };
     (message, tip.or(usage).or_else(|| Some("gantry --help".to_owned())))
 }
 
@@ -204,7 +209,7 @@ mod tests {
         };
         insta::assert_snapshot!(said("gantry upp"), @"unrecognized subcommand 'upp' | a similar subcommand exists: 'up'");
         insta::assert_snapshot!(said("gantry scale hello"), @"the following required arguments were not provided: <REPLICAS> | usage: gantry scale <NAME> <REPLICAS>");
-        insta::assert_snapshot!(said("gantry ps -o xml"), @"invalid value 'xml' for '--output <FORMAT>' [possible values: table, wide, name, json, yaml] | usage: gantry ps [OPTIONS] [NAME]");
+        insta::assert_snapshot!(said("gantry ps -o csv"), @"invalid value 'csv' for '--output <FORMAT>' [possible values: table, wide, name, json, yaml] | usage: gantry ps [OPTIONS] [NAME]");
     }
 
     #[test]

@@ -89,7 +89,11 @@ pub fn of_pod(pod: &Pod) -> Option<Trouble> {
             }
             None => "listen on all addresses, for example \":8080\"".to_owned(),
         };
-        let message = format!("it listens on its own loopback only, where nobody else comes: {message}");
+        let message = if message.is_empty() {
+            "it listens on its own loopback only".to_owned()
+        } else {
+            message.to_owned()
+        };
         return Some(named(Trouble { message, hint: Some(hint), passes: true, ..Trouble::default() }));
     }
     None
@@ -152,7 +156,10 @@ fn of_container(status: &ContainerStatus) -> Option<Trouble> {
             (Some(signal), _) if signal > 0 => format!("was ended by signal {signal}"),
             (_, code) => format!("ended with exit code {code}"),
         };
-        let message = format!("it {how}, {} times", status.restart_count.max(1));
+        let message = match status.restart_count {
+            ..=1 => format!("it {how}"),
+            count => format!("it {how}, {count} times"),
+        };
         return Some(Trouble { message, restarted, ..Trouble::default() });
     }
     None
@@ -180,12 +187,7 @@ pub fn of_silence(pod: &Pod, seconds: u64) -> Trouble {
             (format!("not ready after {seconds} s: {}", why.unwrap_or("its readiness probe fails")), None)
         }
         _ => {
-            let message = match listens {
-                Some((_, _, said)) if !said.is_empty() => {
-                    format!("it listens on no port after {seconds} s: {said}")
-                }
-                _ => format!("it listens on no port after {seconds} s"),
-            };
+            let message = format!("it listens on no port after {seconds} s");
             (message, Some("listen on $PORT (8080), or give it longer: gantry up … --timeout 5m".to_owned()))
         }
     };

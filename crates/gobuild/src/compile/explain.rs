@@ -6,9 +6,21 @@ use super::{CgoPackage, Error};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Reason {
     DiskFull,
-    ToolchainTooOld { wanted: String, running: String },
+    ToolchainTooOld {
+        wanted: String,
+        running: String,
+    },
     ToolchainMissing,
-    ModuleNotFound { module: String },
+    ModuleNotFound {
+        module: String,
+    },
+    ProxyUnreachable {
+        module: String,
+    },
+    /// The module is there, the package is not.
+    NoPackage {
+        package: String,
+    },
     ModuleInvalid,
     NoModule,
     ModuleIncomplete,
@@ -29,7 +41,10 @@ impl Reason {
             Self::DiskFull => Error::DiskFull { output },
             Self::ToolchainTooOld { wanted, running } => Error::ToolchainTooOld { program, wanted, running },
             Self::ToolchainMissing => Error::ToolchainMissing { program, output },
-            Self::ModuleNotFound { module } => Error::ModuleNotFound { module, output },
+            Self::ModuleNotFound { module } | Self::NoPackage { package: module } => {
+                Error::ModuleNotFound { module, output }
+            }
+            Self::ProxyUnreachable { module } => Error::ProxyUnreachable { module, output },
             Self::ModuleInvalid => Error::ModuleInvalid { program, output },
             Self::NoModule => Error::NoModule { program, output },
             Self::ModuleIncomplete => Error::ModuleIncomplete { program, output },
@@ -69,7 +84,13 @@ pub(super) fn classify(output: &str) -> Reason {
     if has("go.mod file not found") {
         return Reason::NoModule;
     }
-    if let Some(module) = missing_module(output) {
+    if let Some(module) = module_in(output, UNREACHABLE) {
+        return Reason::ProxyUnreachable { module };
+    }
+    if let Some(package) = module_in(output, &["does not contain package"]) {
+        return Reason::NoPackage { package };
+    }
+    if let Some(module) = module_in(output, MISSING) {
         return Reason::ModuleNotFound { module };
     }
     let incomplete = [
@@ -98,26 +119,28 @@ fn versions(output: &str) -> Option<(String, String)> {
     Some((wanted.to_owned(), running[..end].to_owned()))
 }
 
-/// The module in a line in which a proxy or a version control system says that it has none.
-fn missing_module(output: &str) -> Option<String> {
-    const SAYINGS: &[&str] = &[
-        "404 Not Found",
-        "410 Gone",
-        "403 Forbidden",
-        "no matching versions",
-        "unknown revision",
-        "invalid version",
-        "unrecognized import path",
-        "cannot find module providing package",
-        "module lookup disabled by GOPROXY=off",
-        "found (but does not contain package",
-        "but does not contain package",
-        "repository not found",
-        "no such host",
-        "could not read Username",
-        "dial tcp",
-    ];
-    let line = output.lines().find(|line| SAYINGS.iter().any(|saying| line.contains(saying)))?;
+/// What is said when nobody could be asked.
+const UNREACHABLE: &[&str] =
+    &["dial tcp", "no such host", "i/o timeout", "connection refused", "TLS handshake"];
+
+/// What a proxy or a version control system says when it has no such module.
+const MISSING: &[&str] = &[
+    "404 Not Found",
+    "410 Gone",
+    "403 Forbidden",
+    "no matching versions",
+    "unknown revision",
+    "invalid version",
+    "unrecognized import path",
+    "cannot find module providing package",
+    "module lookup disabled by GOPROXY=off",
+    "repository not found",
+    "could not read Username",
+];
+
+/// The module in the first line that has one of the sayings.
+fn module_in(output: &str, sayings: &[&str]) -> Option<String> {
+    let line = output.lines().find(|line| sayings.iter().any(|saying| line.contains(saying)))?;
     let line = line.strip_prefix("go: ").unwrap_or(line).trim_start_matches("module ");
     // `main.go:3:8: path…` puts the place before it.
     let words = line.split([' ', '\t']).map(|word| word.trim_end_matches(':'));
@@ -174,7 +197,11 @@ mod tests {
             ("go: module example.com/x: no matching versions for query \"v9\"", module("example.com/x")),
             (
                 "go: golang.org/x/example/nope@latest: module golang.org/x/example@latest found (v0.1.0), but does not contain package golang.org/x/example/nope",
-                module("golang.org/x/example/nope@latest"),
+                Reason::NoPackage { package: "golang.org/x/example/nope@latest".into() },
+            ),
+            (
+                "go: example.com/x@v1: module example.com/x: Get \"https://p/x\": dial tcp: network is unreachable",
+                Reason::ProxyUnreachable { module: "example.com/x@v1".into() },
             ),
             (
                 "m.go:2:8: example.com/n@v1.0.0: missing go.sum entry for go.mod file; to add it:",

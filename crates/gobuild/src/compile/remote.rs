@@ -59,7 +59,7 @@ impl Plan {
         }
         let reason = explain::classify(&output.stderr);
         let module = match reason {
-            explain::Reason::NotMain | explain::Reason::Replaced => {
+            explain::Reason::NotMain | explain::Reason::NoPackage { .. } | explain::Reason::Replaced => {
                 self.download(path, version, folder, cancel, progress).await?
             }
             ref other if other.may_be_cgo() => {
@@ -74,10 +74,9 @@ impl Plan {
         let Some(module) = module else {
             return Err(reason.into_error(wanted, self.options.architecture.clone(), output.stderr));
         };
-        let path = if reason == explain::Reason::NotMain {
-            self.only_main(path, &module, folder, cancel).await?
-        } else {
-            path.to_owned()
+        let path = match reason {
+            explain::Reason::Replaced => path.to_owned(),
+            _ => self.only_main(path, &module, folder, cancel).await?,
         };
         self.in_module(&module, &path, folder, cancel, progress).await
     }
