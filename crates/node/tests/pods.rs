@@ -223,14 +223,27 @@ impl World {
 
     async fn end(self, agent: Agent) {
         agent.scope.shutdown(Duration::from_secs(5)).await;
-        let runtime = runtime::Runtime::open(runtime::Config {
+    }
+}
+
+/// A test that fails leaves nothing behind either.
+impl Drop for World {
+    fn drop(&mut self) {
+        let config = runtime::Config {
             state_dir: self.dir.path().to_owned(),
             instance: self.instance.clone(),
             exe: std::env::current_exe().unwrap(),
-        })
-        .unwrap();
-        runtime.destroy().await.unwrap();
-        self.network.destroy().unwrap();
+        };
+        let removed = std::thread::spawn(move || {
+            let executor = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            executor.block_on(async { runtime::Runtime::open(config).unwrap().destroy().await })
+        });
+        if let Err(error) = removed.join().expect("no panic").map_err(|error| error.to_string()) {
+            eprintln!("containers are left: {error}");
+        }
+        if let Err(error) = self.network.destroy() {
+            eprintln!("a network is left: {error}");
+        }
     }
 }
 
