@@ -209,7 +209,7 @@ mod tests {
         };
         insta::assert_snapshot!(said("gantry upp"), @"unrecognized subcommand 'upp' | a similar subcommand exists: 'up'");
         insta::assert_snapshot!(said("gantry scale hello"), @"the following required arguments were not provided: <REPLICAS> | usage: gantry scale <NAME> <REPLICAS>");
-        insta::assert_snapshot!(said("gantry ps -o csv"), @"invalid value 'csv' for '--output <FORMAT>' [possible values: table, wide, name, json, yaml] | usage: gantry ps [OPTIONS] [NAME]");
+        insta::assert_snapshot!(said("gantry ps -o csv"), @"invalid value 'csv' for '--output <FORMAT>' [possible values: table, wide, name, json, yaml] | gantry --help");
     }
 
     #[test]
