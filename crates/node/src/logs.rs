@@ -12,8 +12,8 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use rustix::fs::inotify;
 use tokio::fs::File;
+use tokio::io::AsyncReadExt;
 use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tokio::sync::mpsc;
 
 /// What is read at once.
@@ -51,6 +51,37 @@ pub fn files(log: &Path) -> Vec<PathBuf> {
     files
 }
 
+/// A file of a log. Rotation renames it, so it is known by its inode, and held open rather than named.
+struct Opened {
+    file: BlockingFile,
+    inode: u64,
+}
+
+/// Opens the files of a run, the oldest first. Names move towards the older ones while this looks, so it goes the
+/// same way: it may meet a file twice, but misses none.
+fn open_all(log: &Path) -> io::Result<Vec<Opened>> {
+    let mut opened: Vec<Opened> = Vec::new();
+    let mut missing = 0;
+    for number in 0..FILES_MAX {
+        let path = if number == 0 { log.to_owned() } else { numbered(log, number) };
+        match BlockingFile::open(&path) {
+            Ok(file) => {
+                missing = 0;
+                let inode = file.metadata()?.ino();
+                if !opened.iter().any(|known| known.inode == inode) {
+                    opened.push(Opened { file, inode });
+                }
+            }
+            // One gap is a rotation that is going on.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && missing < 2 => missing += 1,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => break,
+            Err(error) => return Err(error),
+        }
+    }
+    opened.reverse();
+    Ok(opened)
+}
+
 fn numbered(log: &Path, number: u32) -> PathBuf {
     let mut name = log.as_os_str().to_owned();
     name.push(format!(".{number}"));
@@ -76,13 +107,9 @@ fn parse(line: &[u8]) -> Option<Entry<'_>> {
 /// The texts of the last `count` lines, each with its newline. Blocks.
 pub fn last_lines(log: &Path, count: usize) -> io::Result<Vec<String>> {
     let mut lines = Vec::new();
-    let Some((start, offset)) = start(log, Some(count))? else { return Ok(lines) };
     let mut writer = Writer::new(Options::default());
-    for path in files(log).into_iter().skip_while(|path| *path != start) {
-        let mut file = BlockingFile::open(&path)?;
-        if path == start {
-            file.seek(SeekFrom::Start(offset))?;
-        }
+    for mut opened in start(log, Some(count))? {
+        let file = &mut opened.file;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes)?;
         for line in bytes.split_inclusive(|byte| *byte == b'\n') {
@@ -95,44 +122,54 @@ pub fn last_lines(log: &Path, count: usize) -> io::Result<Vec<String>> {
     Ok(lines)
 }
 
-/// The file and offset at which the last `tail` entries begin, or the very beginning.
-fn start(log: &Path, tail: Option<usize>) -> io::Result<Option<(PathBuf, u64)>> {
-    let files = files(log);
-    let Some(mut left) = tail else { return Ok(files.into_iter().next().map(|path| (path, 0))) };
-    for path in files.iter().rev() {
-        let mut file = BlockingFile::open(path)?;
-        let length = file.metadata()?.len();
-        let mut end = length;
-        if left == 0 {
-            return Ok(Some((path.clone(), length)));
-        }
-        let mut chunk = vec![0; CHUNK_BYTES];
-        while end > 0 {
-            let begin = end.saturating_sub(CHUNK_BYTES as u64);
-            let size = (end - begin) as usize;
-            file.seek(SeekFrom::Start(begin))?;
-            file.read_exact(&mut chunk[..size])?;
-            for at in (0..size).rev() {
-                // The newline at the very end closes the last entry and begins none.
-                let last = begin + at as u64 + 1 == length;
-                if chunk[at] == b'\n' && !last {
-                    left -= 1;
-                    if left == 0 {
-                        return Ok(Some((path.clone(), begin + at as u64 + 1)));
-                    }
-                }
-            }
-            end = begin;
-        }
-        // The entry at the beginning of the file.
-        if length > 0 {
-            left -= 1;
-            if left == 0 {
-                return Ok(Some((path.clone(), 0)));
-            }
+/// The files from the one on in which the last `tail` entries begin, which stands at its first; or all.
+fn start(log: &Path, tail: Option<usize>) -> io::Result<Vec<Opened>> {
+    let mut files = open_all(log)?;
+    let Some(mut left) = tail else { return Ok(files) };
+    for place in (0..files.len()).rev() {
+        if let Some(offset) = nth_last(&mut files[place].file, &mut left)? {
+            files.drain(..place);
+            files[0].file.seek(SeekFrom::Start(offset))?;
+            return Ok(files);
         }
     }
-    Ok(files.into_iter().next().map(|path| (path, 0)))
+    for opened in &mut files {
+        opened.file.rewind()?;
+    }
+    Ok(files)
+}
+
+/// Where the last `left` entries of a file begin; `None` if it has fewer, which are then taken off.
+fn nth_last(file: &mut BlockingFile, left: &mut usize) -> io::Result<Option<u64>> {
+    let length = file.metadata()?.len();
+    if *left == 0 {
+        return Ok(Some(length));
+    }
+    let mut chunk = vec![0; CHUNK_BYTES];
+    let mut end = length;
+    while end > 0 {
+        let begin = end.saturating_sub(CHUNK_BYTES as u64);
+        let size = (end - begin) as usize;
+        file.seek(SeekFrom::Start(begin))?;
+        file.read_exact(&mut chunk[..size])?;
+        for at in (0..size).rev() {
+            let next = begin + at as u64 + 1;
+            // The newline at the very end closes the last entry and begins none.
+            if chunk[at] == b'\n' && next != length {
+                *left -= 1;
+                if *left == 0 {
+                    return Ok(Some(next));
+                }
+            }
+        }
+        end = begin;
+    }
+    // The entry at the beginning of the file.
+    if length > 0 {
+        *left -= 1;
+    }
+    file.rewind()?;
+    Ok((*left == 0 && length > 0).then_some(0))
 }
 
 /// Turns entries into what a client sees.
@@ -206,13 +243,15 @@ struct Open {
     inode: u64,
 }
 
-impl Open {
-    async fn at(path: &Path, offset: u64) -> io::Result<Self> {
-        let mut file = File::open(path).await?;
-        let inode = file.metadata().await?.ino();
-        file.seek(SeekFrom::Start(offset)).await?;
-        Ok(Self { file, inode })
+impl From<Opened> for Open {
+    fn from(opened: Opened) -> Self {
+        Self { file: File::from_std(opened.file), inode: opened.inode }
     }
+}
+
+/// Looks for files off the event loop.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
 }
 
 async fn follow(
@@ -223,18 +262,14 @@ async fn follow(
 ) -> io::Result<()> {
     let follows = options.follow;
     let changes = if follows { Some(Changes::of(log)?) } else { None };
-    let begin = {
+    let mut open: Option<Open> = {
         let (log, tail) = (log.to_owned(), options.tail);
-        tokio::task::spawn_blocking(move || start(&log, tail)).await.map_err(io::Error::other)??
-    };
-    let mut open = match begin {
-        Some((path, offset)) => Some(Open::at(&path, offset).await?),
-        None => None,
+        blocking(move || start(&log, tail)).await?.into_iter().next().map(Open::from)
     };
     let mut writer = Writer::new(options);
     let mut rest = Vec::new();
     let mut chunk = vec![0; CHUNK_BYTES];
-    let mut next: Option<PathBuf> = None;
+    let mut next: Option<Open> = None;
     let mut over = false;
     loop {
         let length = match &mut open {
@@ -263,11 +298,14 @@ async fn follow(
             continue;
         }
         // What was written between the last read and the rotation has been read by now.
-        if let Some(path) = next.take() {
-            open = Some(Open::at(&path, 0).await?);
+        if next.is_some() {
+            open = next.take();
             continue;
         }
-        next = successor(log, open.as_ref().map(|open| open.inode));
+        next = {
+            let (log, inode) = (log.to_owned(), open.as_ref().map(|open| open.inode));
+            blocking(move || successor(&log, inode)).await?.map(Open::from)
+        };
         if next.is_some() {
             continue;
         }
@@ -281,14 +319,14 @@ async fn follow(
 }
 
 /// The file after the one with that inode: it was rotated, or nothing was open yet.
-fn successor(log: &Path, inode: Option<u64>) -> Option<PathBuf> {
-    let files = files(log);
-    let of = |path: &PathBuf| std::fs::metadata(path).map(|meta| meta.ino()).ok();
-    let Some(inode) = inode else { return files.into_iter().next() };
-    match files.iter().position(|path| of(path) == Some(inode)) {
-        Some(place) => files.get(place + 1).cloned(),
+fn successor(log: &Path, inode: Option<u64>) -> io::Result<Option<Opened>> {
+    let mut files = open_all(log)?.into_iter();
+    let Some(inode) = inode else { return Ok(files.next()) };
+    let mut files: Vec<Opened> = files.collect();
+    match files.iter().position(|opened| opened.inode == inode) {
+        Some(place) => Ok((place + 1 < files.len()).then(|| files.remove(place + 1))),
         // It is so old that it was removed.
-        None => files.into_iter().next(),
+        None => Ok(files.into_iter().next()),
     }
 }
 
