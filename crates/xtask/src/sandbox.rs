@@ -153,7 +153,7 @@ impl Sandbox {
     pub(crate) fn end(&self) -> Result<()> {
         if self.state().exists() {
             self.ok(["daemon", "stop", "--all"])?;
-            self.ok(["uninstall", "--purge", "--yes"])?;
+            self.ok(["uninstall", "--purge"])?;
         }
         Ok(())
     }

@@ -82,7 +82,8 @@ fn try_one(sandbox: &Sandbox, program: &Program) -> Result<Outcome> {
     let up = output_within(sandbox.command(&program.arguments), UP_SECONDS_MAX)?;
     let seconds = started.elapsed().as_secs_f64();
     let said = String::from_utf8_lossy(&up.stderr).into_owned();
-    let outcome = |serves, explained, said| Outcome { name: program.name.clone(), serves, explained, seconds, said };
+    let outcome =
+        |serves, explained, said| Outcome { name: program.name.clone(), serves, explained, seconds, said };
     if !up.status.success() {
         let starts = |word: &str| said.lines().find(|line| line.starts_with(word)).map(str::to_owned);
         let (error, hint) = (starts("error:"), starts("hint:"));
@@ -217,15 +218,21 @@ mod tests {
 
     #[test]
     fn the_list_is_read_and_stays_when_results_are_written() {
-        let document = std::fs::read_to_string(crate::tidy::root().unwrap().join("docs/programs.md")).unwrap();
+        let document =
+            std::fs::read_to_string(crate::tidy::root().unwrap().join("docs/programs.md")).unwrap();
         let programs = read(&document).unwrap();
         assert_eq!(programs.len(), 8);
         let caddy = &programs[0];
         assert_eq!(caddy.probe, Probe::Http("/".to_owned()));
         assert_eq!(caddy.arguments[0], "up");
         assert!(programs.iter().all(|one| one.arguments.contains(&one.name)));
-        let outcome =
-            Outcome { name: "caddy".into(), serves: true, explained: true, seconds: 1.0, said: "fine".into() };
+        let outcome = Outcome {
+            name: "caddy".into(),
+            serves: true,
+            explained: true,
+            seconds: 1.0,
+            said: "fine".into(),
+        };
         let once = with_results(&document, &[outcome]);
         assert!(once.contains("| caddy | yes | 1 | fine |"));
         assert_eq!(read(&once).unwrap(), programs);
