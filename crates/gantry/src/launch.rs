@@ -100,12 +100,30 @@ pub async fn ensure(settings: &Settings, cancel: &CancellationToken) -> Result<b
     Ok(true)
 }
 
-/// Whether something listens where the daemon said that it does.
+/// How long a daemon may take to say that it is well.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Whether a daemon serves this state folder. An open port says nothing: the proxy holds the daemon's sockets open
+/// while no daemon runs, so that nobody is refused until the next one is there.
 pub async fn answers(state_dir: &Path) -> Result<bool> {
     let Some(endpoints) = access::Endpoints::read(state_dir)? else { return Ok(false) };
-    let address = endpoints.kubernetes.rsplit_once("//").map_or(&*endpoints.kubernetes, |(_, rest)| rest);
+    if rustix::process::geteuid().is_root() && holder(state_dir)?.is_none() {
+        return Ok(false);
+    }
+    let address = endpoints.console.rsplit_once("//").map_or(&*endpoints.console, |(_, rest)| rest);
     let Ok(address) = address.trim_end_matches('/').parse::<std::net::SocketAddr>() else { return Ok(false) };
-    Ok(tokio::net::TcpStream::connect(address).await.is_ok())
+    Ok(tokio::time::timeout(ANSWER_DEADLINE, healthy(address))
+        .await
+        .is_ok_and(|answer| answer.unwrap_or(false)))
+}
+
+async fn healthy(address: std::net::SocketAddr) -> io::Result<bool> {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let mut stream = tokio::net::TcpStream::connect(address).await?;
+    stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await?;
+    let mut answer = Vec::new();
+    stream.take(1024).read_to_end(&mut answer).await?;
+    Ok(answer.starts_with(b"HTTP/1.1 200"))
 }
 
 /// Starts a daemon in a session of its own.
@@ -143,7 +161,7 @@ pub async fn start(settings: &Settings, cancel: &CancellationToken) -> Result<()
         Err(_) => {
             let status = child.wait().map_or_else(|_| "it ended".to_owned(), |status| status.to_string());
             let said =
-                [crash, access::log_path(&settings.state_dir)].iter().filter_map(|path| tail(path)).next();
+                [crash, access::log_path(&settings.state_dir)].iter().filter_map(tail).next();
             Err(Failure::new(format!("the daemon did not start ({status})"))
                 .output(said.as_deref())
                 .hint(format!("run it in the foreground: gantry daemon run{}", settings.state_flag())))

@@ -37,7 +37,8 @@ pub async fn own_host_only(request: Request, next: Next) -> Response {
 }
 
 fn is_from_here(request: &Request) -> bool {
-    let text = |name: header::HeaderName| request.headers().get(name).map(|value| value.to_str().unwrap_or("?"));
+    let text =
+        |name: header::HeaderName| request.headers().get(name).map(|value| value.to_str().unwrap_or("?"));
     let host = text(header::HOST).or(request.uri().authority().map(|authority| authority.as_str()));
     let origin = text(header::ORIGIN).map(|origin| origin.split_once("://").map_or(origin, |(_, host)| host));
     host.is_some_and(is_own) && origin.is_none_or(is_own)

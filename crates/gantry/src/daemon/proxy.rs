@@ -29,7 +29,11 @@ pub fn main(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
     // What goes wrong is the daemon's to see: standard error is the proxy's log.
     let filter = tracing_subscriber::EnvFilter::try_from_env("GANTRY_LOG");
     let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::io::stderr).try_init();
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(false)
+        .with_writer(std::io::stderr)
+        .try_init();
     match run(Path::new(&dir)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -19,12 +19,19 @@ pub fn remove_outside(state_dir: &Path) -> Result<Vec<String>> {
         return Ok(Vec::new());
     };
     let _lock = durable::Lock::acquire(&state.lock_path()).context("the daemon still runs")?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
-        let mut ended = containers(&state).await?;
-        ended.extend(proxy(&state).await?);
-        network::Network::remove(&state.dir).context("remove the network")?;
-        Ok(ended)
+    let run = || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            let mut ended = containers(&state).await?;
+            ended.extend(proxy(&state).await?);
+            network::Network::remove(&state.dir).context("remove the network")?;
+            Ok(ended)
+        })
+    };
+    // The command that asks has a runtime already, and one cannot be started inside another.
+    std::thread::scope(|scope| match scope.spawn(run).join() {
+        Ok(ended) => ended,
+        Err(_) => bail!("the removal panicked"),
     })
 }
 

@@ -1,6 +1,9 @@
 //! A client for any registry: resolve, pull, push.
 
-#![expect(clippy::result_large_err, reason = "an error names its image, and a request costs more than moving it")]
+#![expect(
+    clippy::result_large_err,
+    reason = "an error names its image, and a request costs more than moving it"
+)]
 
 mod auth;
 mod error;

@@ -46,8 +46,7 @@ pub static EVENTS_KIND: Kind = Kind {
 
 /// The latest time in an event of the row `v1`.
 fn last_use(object: &Value) -> Option<Timestamp> {
-    let times =
-        ["/metadata/creationTimestamp", "/lastTimestamp", "/eventTime", "/series/lastObservedTime"];
+    let times = ["/metadata/creationTimestamp", "/lastTimestamp", "/eventTime", "/series/lastObservedTime"];
     times.iter().filter_map(|pointer| tree::str(object, pointer).parse().ok()).max()
 }
 
