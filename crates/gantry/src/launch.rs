@@ -160,8 +160,7 @@ pub async fn start(settings: &Settings, cancel: &CancellationToken) -> Result<()
         }
         Err(_) => {
             let status = child.wait().map_or_else(|_| "it ended".to_owned(), |status| status.to_string());
-            let said =
-                [crash, access::log_path(&settings.state_dir)].iter().filter_map(tail).next();
+            let said = [crash, access::log_path(&settings.state_dir)].iter().filter_map(tail).next();
             Err(Failure::new(format!("the daemon did not start ({status})"))
                 .output(said.as_deref())
                 .hint(format!("run it in the foreground: gantry daemon run{}", settings.state_flag())))

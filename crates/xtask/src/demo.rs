@@ -56,7 +56,7 @@ fn sandbox_address(sandbox: &Sandbox, name: &str) -> Result<String> {
         .iter()
         .find(|row| row["name"] == name)
         .with_context(|| format!("gantry ps does not list {name}"))?;
-    let url = row["url"].as_str().with_context(|| format!("{name} has no address"))?;
+    let url = row["addresses"][0].as_str().with_context(|| format!("{name} has no address"))?;
     Ok(url.trim_start_matches("http://").trim_end_matches('/').replace("localhost", "127.0.0.1"))
 }
 
