@@ -1,6 +1,6 @@
 //! What every command is given: settings, printer, cancellation, and on request a connection to the daemon.
 
-use std::{future::Future, path::PathBuf};
+use std::{future::Future, path::PathBuf, time::Duration};
 
 use gobuild::go::Toolchain;
 use kube::{Api, Client};
@@ -15,6 +15,9 @@ use crate::{
     printer::Printer,
     settings::Settings,
 };
+
+/// How long a cancelled command may take to tidy up.
+const CANCEL_DEADLINE: Duration = Duration::from_secs(5);
 
 /// What the daemon's side of the binary does for the commands.
 #[derive(Clone, Copy, Debug)]
@@ -56,7 +59,11 @@ impl Context {
                 biased;
                 result = &mut future => result,
                 // A command ends by itself when it is cancelled, and says what it left.
-                () = &mut signals => future.await,
+                () = &mut signals => match tokio::time::timeout(CANCEL_DEADLINE, &mut future).await {
+                    Ok(result) => result,
+                    // It waits for an answer that does not come.
+                    Err(_) => Err(Failure::interrupted("nobody answered, and what was asked for may still happen")),
+                },
             }
         });
         runtime.shutdown_background();

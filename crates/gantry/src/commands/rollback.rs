@@ -24,6 +24,9 @@ use crate::{
 /// The label by which a ReplicaSet knows its Pods; no part of the template that the user wrote.
 const TEMPLATE_HASH: &str = "pod-template-hash";
 
+/// Attempts to hand over the restored fields.
+const HAND_OVERS_MAX: usize = 10;
+
 pub static COMMAND: Command = Command {
     name: "rollback",
     about: "Go back to an earlier version of a program",
@@ -59,7 +62,7 @@ async fn rollback(context: &Context, matches: &ArgMatches) -> Result<ExitCode> {
     let (revision, set) = choose(&sets, current, args.to_revision, &args.name)?;
     let started = Instant::now();
     let deployments = connection.api::<Deployment>(namespace);
-    let patched = restore(&deployments, namespace, &args.name, &deployment, template(set)?).await?;
+    let patched = restore(&deployments, &args.name, &deployment, template(set)?).await?;
     let rollout = Rollout {
         context,
         connection: &connection,
@@ -70,7 +73,9 @@ async fn rollback(context: &Context, matches: &ArgMatches) -> Result<ExitCode> {
         had_service: true,
         timeout: args.timeout,
     };
-    let done = rollout.follow().await?;
+    let followed = rollout.follow().await;
+    hand_over(&deployments, &args.name).await?;
+    let done = followed?;
     let facts = format!("{} to revision {revision}  {}/{}", args.name, done.ready, done.wanted);
     context.printer.step("Restored", &facts, Some(started.elapsed()));
     Ok(ExitCode::SUCCESS)
@@ -106,11 +111,9 @@ fn template(set: &ReplicaSet) -> Result<Value> {
     Ok(template)
 }
 
-/// Replaces the template whole, so that what the earlier version did not have goes; then the fields are gantry's as if
-/// `up` had applied them, so that the next `up` may drop them.
+/// Replaces the template whole, so that what the earlier version did not have goes.
 async fn restore(
     deployments: &Api<Deployment>,
-    namespace: &str,
     name: &str,
     deployment: &Deployment,
     template: Value,
@@ -121,20 +124,29 @@ async fn restore(
     ]))?;
     let parameters =
         PatchParams { field_manager: Some("gantry-rollback".to_owned()), ..PatchParams::default() };
-    let patched = deployments.patch(name, &parameters, &patch).await?;
-    let Some(entries) = owned_by_gantry(&patched)? else { return Ok(patched) };
-    let owners = json_patch(json!([
-        { "op": "test", "path": "/metadata/resourceVersion", "value": patched.metadata.resource_version },
-        { "op": "replace", "path": "/metadata/managedFields", "value": entries },
-    ]))?;
-    match deployments.patch(name, &PatchParams::default(), &owners).await {
-        Ok(owned) => Ok(owned),
-        Err(error) => {
-            // The controller was faster, or the server keeps ownership to itself: the template counts.
-            tracing::debug!(%error, namespace, name, "hand over the restored fields");
-            Ok(patched)
+    Ok(deployments.patch(name, &parameters, &patch).await?)
+}
+
+/// Makes the restored fields gantry's as if `up` had applied them, so that the next `up` may drop them. The controllers
+/// write to the same object: a conflict is tried again on what they left.
+async fn hand_over(deployments: &Api<Deployment>, name: &str) -> Result<()> {
+    for _ in 0..HAND_OVERS_MAX {
+        let deployment = deployments.get(name).await?;
+        let Some(entries) = owned_by_gantry(&deployment)? else { return Ok(()) };
+        let owners = json_patch(json!([
+            { "op": "test", "path": "/metadata/resourceVersion", "value": deployment.metadata.resource_version },
+            { "op": "replace", "path": "/metadata/managedFields", "value": entries },
+        ]))?;
+        match deployments.patch(name, &PatchParams::default(), &owners).await {
+            Ok(_) => return Ok(()),
+            // A test that fails is 422, a write in between 409.
+            Err(kube::Error::Api(status)) if matches!(status.code, 409 | 422) => {
+                tracing::debug!(message = status.message, name, "hand over the restored fields");
+            }
+            Err(error) => return Err(error.into()),
         }
     }
+    Ok(())
 }
 
 fn json_patch(operations: Value) -> Result<Patch<()>> {
