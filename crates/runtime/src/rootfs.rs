@@ -6,11 +6,11 @@
 use std::ffi::OsString;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Component, Path, PathBuf};
 
+use rustix::fs::{Mode, OFlags};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, fsconfig_create, fsconfig_set_flag,
     fsconfig_set_string, fsmount, fsopen, move_mount,
@@ -86,26 +86,31 @@ pub fn mount(spec: &Spec, skeleton: bool) -> io::Result<PathBuf> {
     if !skeleton && spec.rootfs.access == Access::ReadOnly {
         return Ok(tree.clone());
     }
-    let mut lower = OsString::new();
+    // The kernel takes strings of 255 bytes at most, and two lower folders of a deep state folder are longer: they are
+    // named by descriptors, which must stay open until the mount is made.
+    let mut opened = Vec::new();
+    let mut lower = String::new();
     if skeleton {
-        lower.push(escape(&spec.bundle.join(bundle::SKELETON)));
-        lower.push(":");
+        lower.push_str(&short(&spec.bundle.join(bundle::SKELETON), &mut opened)?);
+        lower.push(':');
     }
-    lower.push(escape(tree));
+    lower.push_str(&short(tree, &mut opened)?);
     let options = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_string(options.as_fd(), "source", "overlay")?;
     let mut attributes = MountAttrFlags::MOUNT_ATTR_NODEV;
     if spec.rootfs.access == Access::Overlay {
-        fsconfig_set_string(options.as_fd(), "lowerdir", lower.as_os_str())?;
-        fsconfig_set_string(options.as_fd(), "upperdir", spec.bundle.join("upper").as_os_str())?;
-        fsconfig_set_string(options.as_fd(), "workdir", spec.bundle.join("work").as_os_str())?;
+        fsconfig_set_string(options.as_fd(), "lowerdir", lower.as_str())?;
+        let upper = short(&spec.bundle.join("upper"), &mut opened)?;
+        let work = short(&spec.bundle.join("work"), &mut opened)?;
+        fsconfig_set_string(options.as_fd(), "upperdir", upper.as_str())?;
+        fsconfig_set_string(options.as_fd(), "workdir", work.as_str())?;
         // What a container wrote never outlives it, so there is nothing to sync.
         fsconfig_set_flag(options.as_fd(), "volatile")?;
     } else {
         if !skeleton {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        fsconfig_set_string(options.as_fd(), "lowerdir", lower.as_os_str())?;
+        fsconfig_set_string(options.as_fd(), "lowerdir", lower.as_str())?;
         attributes |= MountAttrFlags::MOUNT_ATTR_RDONLY;
     }
     if spec.privileged {
@@ -141,16 +146,13 @@ pub fn set_attributes(mount: BorrowedFd<'_>, attributes: MountAttrFlags) -> io::
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Overlayfs separates lower folders by colons; `\` escapes.
-fn escape(path: &Path) -> OsString {
-    let mut escaped = Vec::new();
-    for &byte in path.as_os_str().as_bytes() {
-        if byte == b':' || byte == b'\\' {
-            escaped.push(b'\\');
-        }
-        escaped.push(byte);
-    }
-    std::os::unix::ffi::OsStringExt::from_vec(escaped)
+/// A folder's name by an open descriptor: short, and without the characters that overlayfs reads as its own.
+fn short(path: &Path, opened: &mut Vec<OwnedFd>) -> io::Result<String> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let folder = rustix::fs::open(path, flags, Mode::empty())?;
+    let name = format!("/proc/self/fd/{}", folder.as_raw_fd());
+    opened.push(folder);
+    Ok(name)
 }
 
 /// Where `path` leads inside `root`, links followed as if `root` were `/`; what is missing is kept as it is.
@@ -243,10 +245,5 @@ mod tests {
         assert_eq!(resolve(root, Path::new("/up/y")).unwrap(), Path::new("run/x/y"));
         assert_eq!(resolve(root, Path::new("/../etc")).unwrap(), Path::new("etc"));
         assert!(resolve(root, Path::new("/loop")).is_err());
-    }
-
-    #[test]
-    fn colons_in_a_path_do_not_split_it() {
-        assert_eq!(escape(Path::new("/a:b\\c")), r"/a\:b\\c");
     }
 }
