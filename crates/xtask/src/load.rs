@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use sha2::Digest;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
@@ -24,7 +25,7 @@ const OPEN_MAX: u64 = 8000;
 pub(crate) enum Protocol {
     /// `GET /`: any 2xx.
     Get,
-    /// `POST /` with a body, a slow answer that repeats it.
+    /// `POST /` with a body, a slow answer with its length and checksum.
     Post,
     /// Bytes come back as they were sent.
     Echo,
@@ -174,7 +175,9 @@ async fn operation(target: Target, number: u64, kept: &Kept) -> Result<(), Strin
         Protocol::Post => {
             let body = format!("number {number} {}", "x".repeat((number % 2000) as usize));
             let head = format!("POST / HTTP/1.1\r\nHost: load\r\nContent-Length: {}\r\n\r\n", body.len());
-            http(&mut stream, &(head + &body), Some(&body)).await?
+            let sum = sha2::Sha256::digest(body.as_bytes());
+            let expect = format!("{} {sum:x}\n", body.len());
+            http(&mut stream, &(head + &body), Some(&expect)).await?
         }
         Protocol::Echo => {
             let text = format!("line {number} {}\n", "y".repeat((number % 500) as usize));
@@ -182,12 +185,12 @@ async fn operation(target: Target, number: u64, kept: &Kept) -> Result<(), Strin
             false
         }
         Protocol::Greeting => {
-            read_line(&mut stream, "hello").await?;
+            read_line(&mut stream, "220 greeter").await?;
             stream
                 .write_all(format!("n {number}\n").as_bytes())
                 .await
                 .map_err(|error| format!("write: {}", error.kind()))?;
-            read_line(&mut stream, &format!("you said n {number}")).await?;
+            read_line(&mut stream, &format!("250 1 n {number}")).await?;
             false
         }
     };
@@ -229,17 +232,46 @@ async fn http(stream: &mut TcpStream, request: &str, body: Option<&str>) -> Resu
             key.eq_ignore_ascii_case(name).then(|| value.trim().to_ascii_lowercase())
         })
     };
-    let length: usize = match header("content-length").and_then(|value| value.parse().ok()) {
-        Some(length) => length,
-        None => return Err("an answer without a length".to_owned()),
+    let mut rest = answer.split_off(head);
+    let got = if header("transfer-encoding").as_deref() == Some("chunked") {
+        chunked(stream, rest).await?
+    } else {
+        let length: usize = header("content-length")
+            .and_then(|value| value.parse().ok())
+            .ok_or_else(|| "an answer without a length".to_owned())?;
+        while rest.len() < length {
+            read_more(stream, &mut rest).await?;
+        }
+        rest
     };
-    while answer.len() < head + length {
-        read_more(stream, &mut answer).await?;
-    }
-    if body.is_some_and(|body| &answer[head..head + length] != body.as_bytes()) {
+    if body.is_some_and(|body| got != body.as_bytes()) {
         return Err("wrong answer".to_owned());
     }
     Ok(header("connection").as_deref() != Some("close"))
+}
+
+/// A body in chunks (RFC 9112, section 7.1), without trailers; `rest` is what was read of it with the head.
+async fn chunked(stream: &mut TcpStream, mut rest: Vec<u8>) -> Result<Vec<u8>, String> {
+    let mut body = Vec::new();
+    loop {
+        let line = loop {
+            if let Some(end) = rest.windows(2).position(|two| two == b"\r\n") {
+                break end;
+            }
+            read_more(stream, &mut rest).await?;
+        };
+        let size =
+            std::str::from_utf8(&rest[..line]).ok().and_then(|text| usize::from_str_radix(text, 16).ok());
+        let size = size.ok_or_else(|| "a chunk without a size".to_owned())?;
+        while rest.len() < line + 2 + size + 2 {
+            read_more(stream, &mut rest).await?;
+        }
+        body.extend_from_slice(&rest[line + 2..line + 2 + size]);
+        rest.drain(..line + 2 + size + 2);
+        if size == 0 {
+            return Ok(body);
+        }
+    }
 }
 
 async fn read_more(stream: &mut TcpStream, answer: &mut Vec<u8>) -> Result<(), String> {

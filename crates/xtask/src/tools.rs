@@ -17,7 +17,17 @@ pub(crate) fn folder() -> Result<PathBuf> {
 
 /// The release binary, built if it is not current.
 pub(crate) fn gantry() -> Result<PathBuf> {
-    let output = Command::new(env!("CARGO"))
+    let mut command = Command::new(env!("CARGO"));
+    // What cargo sets for this process would look like a changed environment to build scripts, and half of the
+    // dependencies would be built again.
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        let ours = text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") || text == "CARGO";
+        if ours {
+            command.env_remove(&name);
+        }
+    }
+    let output = command
         .args(["build", "--release", "--package", "gantry", "--message-format", "json-render-diagnostics"])
         .current_dir(crate::tidy::root()?)
         .stderr(std::process::Stdio::inherit())

@@ -20,7 +20,7 @@ pub(crate) const FIXTURES: &[Fixture] = &[
     Fixture { name: "echo", folder: "tests/programs/echo", protocol: Protocol::Echo, per_second: 150 },
     Fixture {
         name: "greeting",
-        folder: "tests/programs/greeting",
+        folder: "tests/programs/greeter",
         protocol: Protocol::Greeting,
         per_second: 150,
     },
