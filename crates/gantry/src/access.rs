@@ -57,6 +57,14 @@ pub fn log_path(state_dir: &Path) -> PathBuf {
     state_dir.join("logs/daemon.log")
 }
 
+impl Endpoints {
+    /// Where the console listens.
+    pub fn console_address(&self) -> Option<std::net::SocketAddr> {
+        let address = self.console.rsplit_once("//").map_or(&*self.console, |(_, rest)| rest);
+        address.trim_end_matches('/').parse().ok()
+    }
+}
+
 /// Files with credentials that this user may read.
 #[derive(Clone, Debug)]
 pub struct Access {

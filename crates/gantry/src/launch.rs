@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    access,
+    access, console,
     failure::{Failure, Result},
     settings::Settings,
 };
@@ -110,20 +110,9 @@ pub async fn answers(state_dir: &Path) -> Result<bool> {
     if rustix::process::geteuid().is_root() && holder(state_dir)?.is_none() {
         return Ok(false);
     }
-    let address = endpoints.console.rsplit_once("//").map_or(&*endpoints.console, |(_, rest)| rest);
-    let Ok(address) = address.trim_end_matches('/').parse::<std::net::SocketAddr>() else { return Ok(false) };
-    Ok(tokio::time::timeout(ANSWER_DEADLINE, healthy(address))
-        .await
-        .is_ok_and(|answer| answer.unwrap_or(false)))
-}
-
-async fn healthy(address: std::net::SocketAddr) -> io::Result<bool> {
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    let mut stream = tokio::net::TcpStream::connect(address).await?;
-    stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await?;
-    let mut answer = Vec::new();
-    stream.take(1024).read_to_end(&mut answer).await?;
-    Ok(answer.starts_with(b"HTTP/1.1 200"))
+    let Some(address) = endpoints.console_address() else { return Ok(false) };
+    let answer = console::request(address, http::Method::GET, "/healthz", None, ANSWER_DEADLINE).await;
+    Ok(answer.is_ok_and(|(status, _)| status.is_success()))
 }
 
 /// Starts a daemon in a session of its own.

@@ -3,6 +3,7 @@
 mod access;
 mod client;
 mod commands;
+mod console;
 mod context;
 mod daemon;
 mod deploy;

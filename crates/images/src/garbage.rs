@@ -6,6 +6,8 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use serde::{Deserialize, Serialize};
+
 use oci::{Digest, Platform, manifest::Content};
 
 use crate::{
@@ -30,7 +32,7 @@ impl Default for Grace {
 }
 
 /// What was removed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Collected {
     pub blobs: u64,
     /// Bytes of those blobs.

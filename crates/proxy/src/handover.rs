@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -372,6 +372,18 @@ fn path(state_dir: &Path) -> PathBuf {
     state_dir.join("run/proxy.sock")
 }
 
+/// The same file under a name that fits into a socket's address, which holds 108 bytes (unix(7)); it is good as long
+/// as the descriptor of its folder is open.
+pub(crate) fn short(path: &Path) -> io::Result<(OwnedFd, PathBuf)> {
+    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
+    let folder = rustix::fs::open(folder, flags, rustix::fs::Mode::empty())?;
+    let short = Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string()).join(name);
+    Ok((folder, short))
+}
+
 fn socket() -> io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     Ok(rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?)
@@ -382,7 +394,8 @@ pub async fn connect(state_dir: &Path, holder: &Holder, scope: &Scope) -> Result
     let path = path(state_dir);
     let dial = || -> io::Result<OwnedFd> {
         let socket = socket()?;
-        rustix::net::connect(&socket, &SocketAddrUnix::new(&path)?)?;
+        let (_open, short) = short(&path)?;
+        rustix::net::connect(&socket, &SocketAddrUnix::new(&short)?)?;
         Ok(socket)
     };
     match dial() {
@@ -404,7 +417,8 @@ pub(crate) fn listen(state_dir: &Path) -> Result<AsyncFd<OwnedFd>, Error> {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        rustix::net::bind(&socket, &SocketAddrUnix::new(&staged)?)?;
+        let (_open, short) = short(&staged)?;
+        rustix::net::bind(&socket, &SocketAddrUnix::new(&short)?)?;
         std::fs::set_permissions(&staged, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
         rustix::net::listen(&socket, 8)?;
         std::fs::rename(&staged, &path)?;

@@ -102,6 +102,8 @@ pub async fn run(config: Config, scope: Scope) -> Result<(), Error> {
                 Some(event) => control.hear(event),
                 None => return Ok(()),
             },
+            // Whoever started this process is gone and will never answer; the next daemon starts its own.
+            () = ended(link.as_ref()) => return Ok(()),
             () = scope.cancelled() => return Ok(()),
         }
     }
@@ -144,6 +146,13 @@ pub async fn run(config: Config, scope: Scope) -> Result<(), Error> {
         tracing::warn!(lease = name, "the API did not answer; the lease stays until the daemon deletes it");
     }
     Ok(())
+}
+
+async fn ended(link: Option<&Link>) {
+    match link {
+        Some(link) => link.ended().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Follows the API until this process has to end; returns how long it may take to finish.
@@ -275,7 +284,8 @@ fn serve_metrics(state_dir: &Path, scope: &Scope) -> Result<(), Error> {
     let path = state_dir.join("run/proxy-metrics.sock");
     let staged = path.with_extension(format!("{}.new", std::process::id()));
     let bind = || -> io::Result<UnixListener> {
-        let listener = UnixListener::bind(&staged)?;
+        let (_open, short) = crate::handover::short(&staged)?;
+        let listener = UnixListener::bind(&short)?;
         std::fs::set_permissions(&staged, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
         std::fs::rename(&staged, &path)?;
         Ok(listener)

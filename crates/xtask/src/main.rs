@@ -3,6 +3,7 @@
 mod accept;
 mod bench;
 mod demo;
+mod disk;
 mod facts;
 mod load;
 mod proto;

@@ -58,6 +58,11 @@ impl Sandbox {
         self.folder.path().join("state")
     }
 
+    /// Everything of this sandbox, the state folder among it.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
     /// A folder for the test's own files, made when it is not there.
     pub(crate) fn work(&self, name: &str) -> Result<PathBuf> {
         let path = self.folder.path().join(name);

@@ -93,8 +93,11 @@ fn run(context: &Context) -> Result<ExitCode> {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) => {
             let said = format!("{error:#}").replace('\n', " ");
-            let _ = Started::Failed { error: said, hint: None }.tell();
-            Err(error.into())
+            let full = error.chain().filter_map(|cause| cause.downcast_ref::<std::io::Error>());
+            let full = full.map(std::io::Error::kind).any(|kind| kind == std::io::ErrorKind::StorageFull);
+            let hint = full.then(|| "free space there, or name another folder with --state-dir".to_owned());
+            let _ = Started::Failed { error: said, hint: hint.clone() }.tell();
+            Err(Failure::from(error).hint(hint))
         }
     }
 }

@@ -5,6 +5,7 @@
 //! proxy and its sockets stay when the daemon goes, whichever way it goes.
 
 mod console;
+mod garbage;
 mod kubeconfig;
 mod log;
 mod pki;
@@ -102,9 +103,13 @@ async fn start(state: &State, scope: &Scope) -> Result<()> {
     issue(state, &authority, &endpoints)?;
     serve_api(&server, &authority, &network, &listeners, pod_facing, scope)?;
     serve_registry(state, &images, &listeners, scope)?;
-    console::serve(listeners.tokio("console")?, scope);
 
-    let node = start_node(state, &server, &network, images, scope)?;
+    let node = start_node(state, &server, &network, images.clone(), scope)?;
+    let client = server.client(apiserver::Identity::admin());
+    let collector = Arc::new(garbage::Collector { images, node: node.clone(), client });
+    collector.start(scope);
+    let auth = registry::server::Auth::Tokens(vec![state.registry_token()?]);
+    console::serve(listeners.tokio("console")?, auth, collector, scope);
     server.set_kubelet(node.router());
     let identities = server.clone();
     let client_for = move |user: &str| {

@@ -217,9 +217,13 @@ impl Resolved {
 
     fn refused(&self, error: kube::Error) -> Failure {
         let origin = &self.document.origin;
+        let hint = match &error {
+            kube::Error::Api(status) if status.code < 500 => "correct the manifest; nothing was applied",
+            _ => "what it depends on failed; apply it again when that is mended",
+        };
         Failure::from(error)
             .context(format!("{}/{} ({origin})", self.kind.to_lowercase(), self.name))
-            .hint("correct the manifest; nothing was applied".to_owned())
+            .hint(hint.to_owned())
     }
 
     /// `deployment/hello`

@@ -158,7 +158,9 @@ pub(super) fn cgo(packages: &[CgoPackage], output: &str) -> Vec<String> {
     let failing = packages.iter().filter(|package| {
         let path = &package.import_path;
         output.lines().any(|line| {
-            line.strip_prefix("# ").is_some_and(|header| header.split(' ').next() == Some(path))
+            // Files named one by one, each with C in it: none is left.
+            line == "go: no Go source files"
+                || line.strip_prefix("# ").is_some_and(|header| header.split(' ').next() == Some(path))
                 || (line.contains("build constraints exclude all Go files")
                     && (line.contains(&format!("{path}:"))
                         || line.ends_with(&*package.dir.to_string_lossy())))
@@ -170,7 +172,10 @@ pub(super) fn cgo(packages: &[CgoPackage], output: &str) -> Vec<String> {
                 package.import_path == failing.import_path || failing.imports.contains(&package.import_path)
             })
         })
-        .map(|package| package.import_path.clone())
+        .map(|package| match package.import_path.as_str() {
+            "command-line-arguments" => format!("main ({})", package.cgo_files.join(", ")),
+            path => path.to_owned(),
+        })
         .collect();
     named.sort();
     named.dedup();
@@ -241,6 +246,8 @@ mod tests {
             cgo(&packages, "package x\n\timports x/c: build constraints exclude all Go files in /src/x/c"),
             ["x/c"]
         );
+        let bare = [package("command-line-arguments", true, &["C"])];
+        assert_eq!(cgo(&bare, "go: no Go source files\n"), ["main (c.go)"]);
         assert!(cgo(&packages, "# y\n./m.go:3: undefined: z\n").is_empty());
     }
 }

@@ -83,6 +83,10 @@ impl Error {
                 "check the name and the tag; a private image needs `gantry registry login {}`",
                 reference.domain()
             )),
+            Error::Status { status: StatusCode::INSUFFICIENT_STORAGE, .. } => Some(
+                "free space on the registry's disk; `gantry image prune` removes images that nothing uses"
+                    .into(),
+            ),
             Error::Store(error) => error.hint(),
             Error::Credentials(error) => error.hint(),
             _ => None,

@@ -12,6 +12,7 @@ use axum::{
     http::{HeaderName, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
+use bytes::Bytes;
 use http_body_util::BodyExt;
 use images::Ingest;
 use lifecycle::bound::Bound;
@@ -34,6 +35,9 @@ static SESSIONS: LazyLock<Arc<Bound>> = LazyLock::new(|| Bound::new("registry_up
 
 /// An upload that nobody continued for so long is forgotten.
 const IDLE_MAX: Duration = Duration::from_secs(3600);
+
+/// What is read of a body that cannot be kept; a client that sends more is cut off.
+const DRAIN_BYTES_MAX: usize = 256 << 20;
 
 /// The uploads under way.
 #[derive(Default)]
@@ -168,6 +172,7 @@ async fn fill(ingest: Ingest, mut body: Body) -> Result<(Ingest, Result<(), Fail
             Ok(frame) => {
                 let Ok(data) = frame.into_data() else { continue };
                 if !feed.push(data).await {
+                    drain(&mut body).await;
                     break;
                 }
             }
@@ -178,6 +183,17 @@ async fn fill(ingest: Ingest, mut body: Body) -> Result<(Ingest, Result<(), Fail
         }
     }
     Ok((feed.done().await?, complete))
+}
+
+/// Reads on without keeping: a client that still sends would see its connection break, and never why.
+async fn drain(body: &mut Body) {
+    let mut read = 0;
+    while let Some(Ok(frame)) = body.frame().await {
+        read += frame.data_ref().map_or(0, Bytes::len);
+        if read > DRAIN_BYTES_MAX {
+            break;
+        }
+    }
 }
 
 async fn finish(name: &Reference, ingest: Ingest, digest: Digest) -> Reply {

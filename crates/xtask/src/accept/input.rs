@@ -9,6 +9,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::{Seen, Setting};
+use crate::disk::Disk;
 use crate::sandbox::{Sandbox, output};
 
 /// A case gets the sandbox and a folder of its own, and returns the command that has to fail.
@@ -47,8 +48,13 @@ const CASES: &[(&str, Case)] = &[
     }),
     ("no-go", |sandbox, folder| {
         hello(folder)?;
-        let mut command = up(sandbox, folder);
-        command.env("PATH", "/nonexistent");
+        // gantry also looks where Go's installers put it: these are empty for this command alone.
+        let script = "for usual in /usr/local/go /usr/lib/go /snap/bin; do \
+                      test ! -d $usual || mount -t tmpfs gantry-test $usual || exit 99; done; \
+                      PATH=/nonexistent; exec \"$0\" up \"$1\"";
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c", script]).arg(&sandbox.gantry).arg(folder);
+        command.env("GANTRY_STATE", sandbox.state());
         Ok(command)
     }),
     ("no-main-package", |sandbox, folder| {
@@ -56,7 +62,10 @@ const CASES: &[(&str, Case)] = &[
         Ok(up(sandbox, folder))
     }),
     ("no-root", |sandbox, folder| {
-        let mut command = Command::new(&sandbox.gantry);
+        // The build's folder may be closed to others.
+        let gantry = folder.join("gantry");
+        std::fs::copy(&sandbox.gantry, &gantry).context("copy gantry")?;
+        let mut command = Command::new(gantry);
         command.args(["daemon", "start", "--state-dir"]).arg(folder.join("state")).uid(65534).gid(65534);
         Ok(command)
     }),
@@ -99,16 +108,110 @@ const CASES: &[(&str, Case)] = &[
     }),
 ];
 
+/// Cases on a disk that is full, in front of a service that serves.
+const FULL: &[(&str, Case)] = &[
+    ("full-disk-apply", |sandbox, folder| {
+        let mut command = sandbox.command(["up", "-f"]);
+        command.arg(folder.join("manifest.yaml"));
+        Ok(command)
+    }),
+    ("full-disk-daemon", |sandbox, folder| {
+        let mut command = sandbox.command(["daemon", "start", "--state-dir"]);
+        command.arg(folder.join("state"));
+        Ok(command)
+    }),
+    ("full-disk-go", |sandbox, folder| {
+        let mut command = up(sandbox, &folder.join("changed"));
+        command.env("TMPDIR", folder);
+        Ok(command)
+    }),
+    ("full-disk-image", |sandbox, folder| Ok(up(sandbox, &folder.join("changed")))),
+    ("full-disk-load", |sandbox, folder| {
+        let mut command = sandbox.command(["image", "load", "--input"]);
+        command.arg(folder.join("changed.tar"));
+        Ok(command)
+    }),
+    ("full-disk-output", |sandbox, folder| {
+        let mut command = sandbox.command(["build", "--output"]);
+        command.arg(folder.join("image.tar")).arg(folder.join("changed"));
+        Ok(command)
+    }),
+    ("full-disk-save", |sandbox, folder| {
+        let mut command = sandbox.command(["image", "save", "hello", "--output"]);
+        command.arg(folder.join("image.tar"));
+        Ok(command)
+    }),
+];
+
+/// Bytes of the disk that gets full: a state folder with two small images.
+const DISK: u64 = 48 << 20;
+
 pub(crate) fn run(setting: &Setting) -> Result<Seen> {
+    let mut findings = Vec::new();
     let sandbox = Sandbox::new(&setting.gantry)?;
     sandbox.ok(["daemon", "start"])?;
-    let _taken = TcpListener::bind("127.0.0.1:18099").context("take a port")?;
-    let before = objects(&sandbox)?;
-    let mut findings = Vec::new();
-    for (name, case) in CASES {
-        let folder = sandbox.work(&format!("cases/{name}"))?;
-        let said = case(&sandbox, &folder).and_then(output).with_context(|| (*name).to_owned())?;
-        let text = normal(&String::from_utf8_lossy(&said.stderr), &folder);
+    let taken = TcpListener::bind("127.0.0.1:18099").context("take a port")?;
+    check(setting, &sandbox, CASES, |name| sandbox.work(&format!("cases/{name}")), &mut findings)?;
+    drop(taken);
+    sandbox.end()?;
+    full(setting, &mut findings)?;
+    let figure = format!(
+        "{} cases; {}",
+        CASES.len() + FULL.len(),
+        if findings.is_empty() { "as in the snapshots".to_owned() } else { findings.join("; ") }
+    );
+    Ok(Seen::new(findings.is_empty(), figure))
+}
+
+/// The cases on a full disk; afterwards there is room again, and the service serves and can be replaced.
+fn full(setting: &Setting, findings: &mut Vec<String>) -> Result<()> {
+    let sandbox = Sandbox::new(&setting.gantry)?;
+    let disk = Disk::mount(sandbox.folder(), DISK)?;
+    let folder = sandbox.work("cases")?;
+    hello(&folder.join("hello"))?;
+    hello(&folder.join("changed"))?;
+    let changed = folder.join("changed/main.go");
+    let source = std::fs::read_to_string(&changed)?;
+    std::fs::write(&changed, source.replace("Hello, World!", "Hello, room!"))?;
+    let text = |path: &Path| path.to_str().map(str::to_owned).context("the temporary folder is no text");
+    // The name is the folder's: the changed program is the next version of the same service.
+    let up = |name: &str| sandbox.ok(["up", &text(&folder.join(name))?, "--name", "hello"]);
+    sandbox.ok([
+        "build",
+        "--output",
+        &text(&folder.join("changed.tar"))?,
+        &text(&folder.join("changed"))?,
+    ])?;
+    up("hello")?;
+    let large = "x".repeat(256 << 10);
+    let manifest =
+        format!("apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: large\ndata:\n  a: {large}\n");
+    std::fs::write(folder.join("manifest.yaml"), manifest)?;
+    let address = sandbox.address("hello")?.to_string();
+    disk.fill()?;
+    check(setting, &sandbox, FULL, |_| Ok(folder.clone()), findings)?;
+    let answer = crate::demo::get(&address).context("the service, while the disk is full")?;
+    ensure!(answer.contains("Hello, World!"), "while the disk was full the service answered {answer:?}");
+    disk.free()?;
+    up("changed").context("after there was room again")?;
+    let answer = crate::demo::get(&address)?;
+    ensure!(answer.contains("Hello, room!"), "after there was room again the service answered {answer:?}");
+    sandbox.end()
+}
+
+/// Runs cases, each in the folder that `place` gives it, and compares what they say with their snapshots.
+fn check(
+    setting: &Setting,
+    sandbox: &Sandbox,
+    cases: &[(&str, Case)],
+    place: impl Fn(&str) -> Result<PathBuf>,
+    findings: &mut Vec<String>,
+) -> Result<()> {
+    for (name, case) in cases {
+        let folder = place(name)?;
+        let before = objects(sandbox)?;
+        let said = case(sandbox, &folder).and_then(output).with_context(|| (*name).to_owned())?;
+        let text = normal(&String::from_utf8_lossy(&said.stderr), &folder, sandbox.folder());
         if said.status.success() {
             findings.push(format!("{name} succeeded"));
         }
@@ -122,18 +225,12 @@ pub(crate) fn run(setting: &Setting) -> Result<Seen> {
         } else if std::fs::read_to_string(&snapshot).unwrap_or_default() != text {
             findings.push(format!("{name} says something else than {}:\n{text}", snapshot.display()));
         }
+        let after = objects(sandbox)?;
+        if before != after {
+            findings.push(format!("{name}: objects changed: {before:?} became {after:?}"));
+        }
     }
-    let after = objects(&sandbox)?;
-    if before != after {
-        findings.push(format!("objects changed: {before:?} became {after:?}"));
-    }
-    sandbox.end()?;
-    let figure = format!(
-        "{} cases; {}",
-        CASES.len(),
-        if findings.is_empty() { "as in the snapshots".to_owned() } else { findings.join("; ") }
-    );
-    Ok(Seen::new(findings.is_empty(), figure))
+    Ok(())
 }
 
 fn up(sandbox: &Sandbox, folder: &Path) -> Command {
@@ -157,9 +254,12 @@ fn snapshot(name: &str) -> Result<PathBuf> {
 }
 
 /// Paths and times that differ from run to run.
-fn normal(text: &str, folder: &Path) -> String {
+fn normal(text: &str, folder: &Path, sandbox: &Path) -> String {
     let mut out = String::new();
-    for line in text.replace(&folder.display().to_string(), "FOLDER").lines() {
+    let text = text.replace(&folder.display().to_string(), "FOLDER");
+    let text = text.replace(&sandbox.display().to_string(), "SANDBOX");
+    let text = numbered(numbered(numbered(text, ".staged-"), "go-build"), "process ");
+    for line in text.lines() {
         let words: Vec<_> = line
             .split_inclusive(' ')
             .map(|word| {
@@ -170,6 +270,18 @@ fn normal(text: &str, folder: &Path) -> String {
             .collect();
         out.push_str(words.concat().trim_end());
         out.push('\n');
+    }
+    out
+}
+
+/// Without the number that follows a word.
+fn numbered(text: String, word: &str) -> String {
+    let mut parts = text.split(word);
+    let mut out = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        out.push_str(word);
+        out.push_str("N");
+        out.push_str(part.trim_start_matches(|c: char| c.is_ascii_digit() || c == '-'));
     }
     out
 }
