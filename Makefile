@@ -26,6 +26,7 @@ check: setup
 test: setup-test
 	cargo build --release --package gantry
 	cargo test --workspace
+	cargo xtask accept --short
 
 bench: setup-bench
 	cargo build --release --package gantry

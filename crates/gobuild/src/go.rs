@@ -72,6 +72,11 @@ impl Toolchain {
             .ok_or(Error::NotFound)
     }
 
+    /// The executable.
+    pub fn command(&self) -> &Path {
+        &self.command
+    }
+
     /// Runs `go` to its end; the child and all that it started are killed on cancellation.
     pub(crate) async fn run(
         &self,

@@ -361,7 +361,6 @@ mod tests {
     use super::*;
     use std::fs;
     use std::io::Write as _;
-    use std::time::Duration;
 
     fn entry(second: u32, tag: &str, text: &str) -> String {
         format!("2026-01-01T00:00:{second:02}.000000000Z stdout {tag} {text}\n")
@@ -416,6 +415,7 @@ mod tests {
         let ended = Box::pin(async move { drop(ended.await) });
         let reading = tokio::spawn(read(log.clone(), options, ended, sender));
         let path = log.clone();
+        let (seen, has_seen) = std::sync::mpsc::channel();
         let writing = tokio::task::spawn_blocking(move || {
             for second in 0..50 {
                 let mut file = fs::OpenOptions::new().create(true).append(true).open(&path).unwrap();
@@ -425,17 +425,20 @@ mod tests {
                         let _ = fs::rename(numbered(&path, number), numbered(&path, number + 1));
                     }
                     fs::rename(&path, numbered(&path, 1)).unwrap();
-                    // Rotation at a human pace: a reader has time for a file before it is removed.
-                    std::thread::sleep(Duration::from_millis(5));
+                    // A reader has time for a file before it is removed.
+                    while has_seen.recv().unwrap() <= second {}
                 }
             }
+            end.send(()).unwrap();
         });
-        writing.await.unwrap();
-        end.send(()).unwrap();
         let mut text = Vec::new();
         while let Some(bytes) = receiver.recv().await {
             text.extend_from_slice(&bytes.unwrap());
+            // The writer is gone once it has written everything.
+            let lines = text.iter().filter(|byte| **byte == b'\n').count();
+            let _ = seen.send(u32::try_from(lines).unwrap());
         }
+        writing.await.unwrap();
         reading.await.unwrap();
         let expected: String = (0..50).map(|second| format!("{second}\n")).collect();
         assert_eq!(String::from_utf8(text).unwrap(), expected);

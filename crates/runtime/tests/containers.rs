@@ -48,7 +48,7 @@ const TESTS: &[Test] = tests! {
     half_made_containers_are_swept
     a_keeper_is_small_and_apart
     proc_self_exe_is_refused
-    cycles_are_fast
+    cycles_follow_each_other
 };
 
 fn main() -> ExitCode {
@@ -213,7 +213,9 @@ fn chain(error: &dyn std::error::Error) -> String {
 
 fn texts(log: &Path) -> String {
     let text = fs::read_to_string(log).unwrap_or_default();
-    text.lines().map(|line| line.split_once(' ').unwrap().1.to_owned() + "\n").collect()
+    // The last line may be half written.
+    let whole = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+    whole.map(|line| line.split_once(' ').unwrap().1).collect()
 }
 
 /// Waits for a state of the machine that sends no event.
@@ -607,8 +609,9 @@ async fn a_slow_reader_holds_output_up_and_loses_nothing() {
     let container = world.runtime.create(world.spec("seq 1 200000")).await.unwrap();
     let mut attach = container.attach().await.unwrap();
     container.start().await.unwrap();
-    // The container fills every buffer on the way, and waits.
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    // It has written more than a pipe holds, and nobody has read yet.
+    let log = container.spec().log.path.clone();
+    until("output comes", || fs::metadata(&log).is_ok_and(|log| log.len() > 64 << 10)).await;
     let mut out = Vec::new();
     while let Some(Attached::Stdout(bytes)) = attach.output.next().await {
         out.extend(bytes);
@@ -641,7 +644,9 @@ async fn pause_stops_time() {
     container.pause().await.unwrap();
     assert_eq!(container.status().await.unwrap().state, State::Paused);
     let used = container.stats().unwrap().cpu_usage_ns;
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    // Time passes for others.
+    let other = world.start(world.spec("i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done")).await;
+    assert_eq!(other.wait().await.unwrap().code, Some(0));
     assert_eq!(container.stats().unwrap().cpu_usage_ns, used);
     container.resume().await.unwrap();
     until("it runs again", || container.stats().unwrap().cpu_usage_ns > used).await;
@@ -801,18 +806,13 @@ async fn proc_self_exe_is_refused() {
     world.end().await;
 }
 
-async fn cycles_are_fast() {
+async fn cycles_follow_each_other() {
     let world = World::new();
-    let mut totals = Vec::new();
     for round in 0..10 {
         let id = format!("b{round}");
         let (pods, tree) = (world.path("pods"), world.path("tree"));
         let cycle = bench::bench_cycle(&world.runtime, &pods, &id, &tree, &["/bin/true"]).await;
-        totals.push(cycle.unwrap_or_else(|error| panic!("{}", chain(&error))));
+        cycle.unwrap_or_else(|error| panic!("{}", chain(&error)));
     }
-    totals.sort_by_key(bench::Cycle::total);
-    println!("    median {:?}", totals[5]);
-    // The bar against runc is held by `cargo xtask bench`, on the release binary; here only sanity.
-    assert!(totals[5].total() < Duration::from_millis(250));
     world.end().await;
 }

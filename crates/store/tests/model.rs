@@ -422,9 +422,7 @@ fn five_thousand_objects_open_at_once() {
         set.join_all().await;
         store.close().await;
     });
-    let start = std::time::Instant::now();
     let store = Store::open(&path, Options::default()).unwrap();
     assert_eq!(store.snapshot().range("/core/configmaps/", None).count(), 5000);
-    assert!(start.elapsed() < std::time::Duration::from_secs(1), "{:?}", start.elapsed());
     assert_eq!(store.revision(), Revision(5000));
 }

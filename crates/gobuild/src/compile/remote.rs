@@ -27,6 +27,28 @@ struct Module {
     dir: PathBuf,
 }
 
+/// What `go mod edit -json` says of a `go.mod`.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct ModuleFile {
+    replace: Option<Vec<Replace>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Replace {
+    old: Replaced,
+    new: Replaced,
+}
+
+/// One side of a replacement: a module, or without a version a folder.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Replaced {
+    path: String,
+    version: Option<String>,
+}
+
 impl Plan {
     /// Builds a program from the proxy below `folder`, and gives the executable.
     pub(super) async fn remote(
@@ -90,7 +112,7 @@ impl Plan {
         cancel: &CancellationToken,
         progress: Progress<'_>,
     ) -> Result<PathBuf, Error> {
-        let flags = module_flags(module, folder)?;
+        let flags = self.module_flags(module, folder, cancel).await?;
         let executable = folder.join("program");
         let packages = [OsString::from(path)];
         let output = self.go_build(&module.dir, &executable, &flags, &packages, cancel, progress).await?;
@@ -109,7 +131,7 @@ impl Plan {
         cancel: &CancellationToken,
     ) -> Result<String, Error> {
         let mut arguments: Vec<OsString> = ["list", "-e", "-json=Name,ImportPath,Dir"].map(Into::into).into();
-        arguments.extend(module_flags(module, folder)?);
+        arguments.extend(self.module_flags(module, folder, cancel).await?);
         arguments.push("--".into());
         arguments.push(format!("{path}/...").into());
         let output = self.toolchain.run(&module.dir, &arguments, &self.variables(), cancel, &|_| ()).await?;
@@ -154,6 +176,53 @@ impl Plan {
         }
     }
 
+    /// Flags for `go` in a downloaded module's folder.
+    async fn module_flags(
+        &self,
+        module: &Module,
+        folder: &Path,
+        cancel: &CancellationToken,
+    ) -> Result<[OsString; 2], Error> {
+        copy_module_files(module, folder)?;
+        let modfile = folder.join("go.mod");
+        self.drop_absent(module, &modfile, folder, cancel).await?;
+        let mut flag = OsString::from("-modfile=");
+        flag.push(modfile);
+        Ok(["-mod=mod".into(), flag])
+    }
+
+    /// Drops replacements by folders that only the authors' repository has: what was published requires the
+    /// published siblings.
+    async fn drop_absent(
+        &self,
+        module: &Module,
+        modfile: &Path,
+        folder: &Path,
+        cancel: &CancellationToken,
+    ) -> Result<(), Error> {
+        let edit = |flags: Vec<OsString>| {
+            let mut arguments: Vec<OsString> = ["mod", "edit"].map(Into::into).into();
+            arguments.extend(flags);
+            arguments.push(modfile.into());
+            arguments
+        };
+        let read = self.toolchain.run(folder, &edit(vec!["-json".into()]), &[], cancel, &|_| ()).await?;
+        let Ok(file) = serde_json::from_slice::<ModuleFile>(&read.stdout) else { return Ok(()) };
+        let absent = file.replace.unwrap_or_default().into_iter().filter(|one| {
+            one.new.version.is_none() && !module.dir.join(&one.new.path).join("go.mod").exists()
+        });
+        let flags: Vec<OsString> = absent
+            .map(|Replace { old, .. }| match old.version {
+                Some(version) => format!("-dropreplace={}@{version}", old.path).into(),
+                None => format!("-dropreplace={}", old.path).into(),
+            })
+            .collect();
+        if !flags.is_empty() {
+            self.toolchain.run(folder, &edit(flags), &[], cancel, &|_| ()).await?;
+        }
+        Ok(())
+    }
+
     async fn module_cache(&self, folder: &Path, cancel: &CancellationToken) -> Result<OsString, go::Error> {
         let arguments = ["env", "GOMODCACHE"].map(OsString::from);
         let output = self.toolchain.run(folder, &arguments, &[], cancel, &|_| ()).await?;
@@ -162,7 +231,7 @@ impl Plan {
 }
 
 /// The module cache is read-only: what Go has to add to `go.mod` and `go.sum` goes into copies.
-fn module_flags(module: &Module, folder: &Path) -> Result<[OsString; 2], Error> {
+fn copy_module_files(module: &Module, folder: &Path) -> Result<(), Error> {
     for name in ["go.mod", "go.sum"] {
         let (from, to) = (module.dir.join(name), folder.join(name));
         match fs::read(&from) {
@@ -175,9 +244,7 @@ fn module_flags(module: &Module, folder: &Path) -> Result<[OsString; 2], Error> 
             Err(source) => return Err(Error::Read { path: from, source }),
         }
     }
-    let mut modfile = OsString::from("-modfile=");
-    modfile.push(folder.join("go.mod"));
-    Ok(["-mod=mod".into(), modfile])
+    Ok(())
 }
 
 /// The one file that `go install` wrote, which stands in a folder of the platform's when it was a cross build.

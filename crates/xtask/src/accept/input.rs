@@ -280,7 +280,7 @@ fn numbered(text: String, word: &str) -> String {
     let mut out = parts.next().unwrap_or_default().to_owned();
     for part in parts {
         out.push_str(word);
-        out.push_str("N");
+        out.push('N');
         out.push_str(part.trim_start_matches(|c: char| c.is_ascii_digit() || c == '-'));
     }
     out
