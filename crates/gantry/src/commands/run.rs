@@ -1,29 +1,32 @@
 //! `gantry run`: a program that ends, attached.
 
-use std::process::ExitCode;
+use std::{io::IsTerminal as _, process::ExitCode};
 
 use clap::{ArgMatches, Args as _};
-use futures::TryStreamExt as _;
+use futures::{AsyncReadExt as _, TryStreamExt as _};
 use gobuild::Target;
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, Pod};
 use kube::{
-    Api,
-    api::{DeleteParams, LogParams, PostParams},
+    Api, Client,
+    api::{AttachParams, DeleteParams, PostParams},
     runtime::{WatchStreamExt as _, watcher, watcher::Event},
 };
 
-use super::{Command, logs, parse, up::ProgramFlags};
+use super::{Command, parse, up::ProgramFlags};
 use crate::{
     context::Context,
     failure::{Failure, Result},
     publish,
     workload::{label, trouble},
 };
+use tokio::io::AsyncWriteExt as _;
 
 /// Seconds that a program has to end in after an interruption.
 const GRACE_SECONDS: u32 = 2;
 /// Exit code when the program's own is not known.
 const UNKNOWN: u8 = 125;
+/// Bytes of output that are shown at once.
+const CHUNK_BYTES: usize = 64 << 10;
 
 pub static COMMAND: Command = Command {
     name: "run",
@@ -31,6 +34,7 @@ pub static COMMAND: Command = Command {
     examples: &[
         ("gantry run ./job", "its output, its exit code, nothing left"),
         ("gantry run ./job -e DAY=monday -- --dry-run", "with a variable and an argument"),
+        ("gantry run ./sort < words > sorted 2> log", "its input and both its outputs, as in a shell"),
     ],
     arguments: |command| Args::augment_args(command),
     run: |context, matches| context.block_on(run(context, matches)),
@@ -44,6 +48,9 @@ struct Args {
     /// Arguments for the program
     #[arg(last = true, value_name = "ARGUMENT")]
     arguments: Vec<String>,
+    /// Give the terminal's input to the program; a pipe or a file is given without this
+    #[arg(long, short = 'i')]
+    interactive: bool,
     #[command(flatten)]
     program: ProgramFlags,
     #[command(flatten)]
@@ -68,13 +75,14 @@ async fn run(context: &Context, matches: &ArgMatches) -> Result<ExitCode> {
     let (reference, _) = publish::push(context, &connection.registry, &reference, &binary, &options).await?;
     spec.image = reference.to_string();
 
+    let stdin = args.interactive || !std::io::stdin().is_terminal();
     let pods: Api<Pod> = connection.api(context.namespace());
     let name = format!("{}-{}", spec.name, suffix());
     let pod: Pod =
-        serde_json::from_value(spec.run_pod(&name)).map_err(|error| Failure::from_error(&error))?;
+        serde_json::from_value(spec.run_pod(&name, stdin)).map_err(|error| Failure::from_error(&error))?;
     pods.create(&PostParams::default(), &pod).await?;
     let ended = tokio::select! {
-        ended = attached(context, &pods, &name) => ended,
+        ended = attached(context, &connection.client, &pods, &name, stdin) => ended,
         () = context.cancel.cancelled() => Err(Failure::interrupted(format!("{} was stopped, nothing is left", spec.name))),
     };
     // Whatever happened, the Pod goes; its deletion goes on by itself once it is accepted.
@@ -94,7 +102,13 @@ async fn run(context: &Context, matches: &ArgMatches) -> Result<ExitCode> {
 }
 
 /// Shows the Pod's output until it ends; gives how it ended.
-async fn attached(context: &Context, pods: &Api<Pod>, name: &str) -> Result<ContainerStateTerminated> {
+async fn attached(
+    context: &Context,
+    client: &Client,
+    pods: &Api<Pod>,
+    name: &str,
+    stdin: bool,
+) -> Result<ContainerStateTerminated> {
     let mut events = Box::pin(
         watcher(pods.clone(), watcher::Config::default().fields(&format!("metadata.name={name}")))
             .default_backoff(),
@@ -112,9 +126,16 @@ async fn attached(context: &Context, pods: &Api<Pod>, name: &str) -> Result<Cont
         let started = state.is_some_and(|state| state.running.is_some() || state.terminated.is_some());
         if started && !shown {
             context.printer.progress_done();
-            let parameters = LogParams { follow: true, ..LogParams::default() };
             // Ends when the program does; how it ended is in the events behind.
-            logs::show(pods, name, "", &parameters, &context.printer).await?;
+            let output = output(context, client, pods, name);
+            if stdin && state.is_some_and(|state| state.running.is_some()) {
+                tokio::select! {
+                    output = output => output?,
+                    never = feed(context, pods, name) => match never {},
+                }
+            } else {
+                output.await?;
+            }
             shown = true;
         }
         if let Some(ended) = state.and_then(|state| state.terminated.clone()) {
@@ -142,6 +163,56 @@ async fn attached(context: &Context, pods: &Api<Pod>, name: &str) -> Result<Cont
         }
     }
     Err(Failure::new(format!("the watch on pod/{name} ended")))
+}
+
+/// Shows both streams of the program, each on ours of the same name, until it ends.
+async fn output(context: &Context, client: &Client, pods: &Api<Pod>, name: &str) -> Result<()> {
+    tokio::try_join!(
+        stream(client, pods, name, "Stdout", |bytes| context.printer.bytes(bytes)),
+        stream(client, pods, name, "Stderr", |bytes| context.printer.error_bytes(bytes)),
+    )?;
+    Ok(())
+}
+
+/// The log of one stream, as it is written (PodLogOptions' `stream`).
+async fn stream(
+    client: &Client,
+    pods: &Api<Pod>,
+    name: &str,
+    stream: &str,
+    show: impl Fn(&[u8]),
+) -> Result<()> {
+    let failed = |error: &dyn std::error::Error| Failure::new(format!("read the output of {name}: {error}"));
+    let query = format!("follow=true&stream={stream}");
+    let request = http::Request::get(format!("{}/{name}/log?{query}", pods.resource_url())).body(Vec::new());
+    let request = request.map_err(|error| failed(&error))?;
+    let mut bytes = client.request_stream(request).await?;
+    let mut buffer = vec![0; CHUNK_BYTES];
+    loop {
+        match bytes.read(&mut buffer).await.map_err(|error| failed(&error))? {
+            0 => return Ok(()),
+            count => show(&buffer[..count]),
+        }
+    }
+}
+
+/// Gives our standard input to the program, to its end. The program's own end is what its output tells.
+async fn feed(context: &Context, pods: &Api<Pod>, name: &str) -> std::convert::Infallible {
+    let parameters = AttachParams { stdin: true, stdout: false, stderr: false, ..AttachParams::default() };
+    match pods.attach(name, &parameters).await {
+        Ok(mut attached) => {
+            if let Some(mut input) = attached.stdin() {
+                // A program that closes its input does not want the rest.
+                let _ = tokio::io::copy(&mut tokio::io::stdin(), &mut input).await;
+                let _ = input.shutdown().await;
+            }
+            let _ = attached.join().await;
+        }
+        // It has ended already, or says so by its output.
+        Err(kube::Error::UpgradeConnection(_)) => {}
+        Err(error) => context.printer.warning(format!("the program has no input: {error}")),
+    }
+    std::future::pending().await
 }
 
 /// Five characters, as Kubernetes makes names unique.

@@ -191,10 +191,14 @@ impl Spec {
         })
     }
 
-    /// The Pod of `gantry run`.
-    pub fn run_pod(&self, name: &str) -> Value {
+    /// The Pod of `gantry run`; with `stdin` its program's standard input is that of the first who attaches.
+    pub fn run_pod(&self, name: &str, stdin: bool) -> Value {
         let mut pod = self.pod_spec(self.environment.clone());
         pod["restartPolicy"] = "Never".into();
+        if stdin {
+            pod["containers"][0]["stdin"] = true.into();
+            pod["containers"][0]["stdinOnce"] = true.into();
+        }
         json!({
             "apiVersion": "v1",
             "kind": "Pod",
@@ -420,7 +424,7 @@ mod tests {
         std::fs::create_dir(folder.path().join("data")).unwrap();
         let mount = Mount::parse("./data:/data:ro", folder.path()).unwrap();
         assert!(mount.read_only && mount.source.ends_with("/data"));
-        let pod = Spec { mounts: vec![mount], ..spec() }.run_pod("hello-1");
+        let pod = Spec { mounts: vec![mount], ..spec() }.run_pod("hello-1", false);
         assert_eq!(pod["spec"]["restartPolicy"], "Never");
         assert_eq!(pod["spec"]["containers"][0]["volumeMounts"][1]["readOnly"], true);
         assert!(Mount::parse("./none:/x", folder.path()).is_err());
