@@ -148,32 +148,9 @@ fn requests(spec: &PodSpec) -> BTreeMap<String, i128> {
     sum
 }
 
-/// A quantity in thousandths, rounded up. <https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity/>
+/// A quantity in thousandths, rounded up.
 fn milli(quantity: &Quantity) -> Option<i128> {
-    let text = quantity.0.as_str();
-    let split = text.find(|c: char| !matches!(c, '0'..='9' | '.' | '+' | '-')).unwrap_or(text.len());
-    let (number, suffix) = text.split_at(split);
-    let number: f64 = number.parse().ok()?;
-    let factor = match suffix {
-        "n" => 1e-9,
-        "u" => 1e-6,
-        "m" => 1e-3,
-        "" => 1.0,
-        "k" => 1e3,
-        "M" => 1e6,
-        "G" => 1e9,
-        "T" => 1e12,
-        "P" => 1e15,
-        "E" => 1e18,
-        "Ki" => 1024.0,
-        "Mi" => 1024f64.powi(2),
-        "Gi" => 1024f64.powi(3),
-        "Ti" => 1024f64.powi(4),
-        "Pi" => 1024f64.powi(5),
-        "Ei" => 1024f64.powi(6),
-        exponent => 10f64.powi(exponent.strip_prefix(['e', 'E'])?.parse().ok()?),
-    };
-    Some((number * factor * 1000.0).ceil() as i128)
+    quantity.0.parse::<resources::quantity::Quantity>().ok().map(|quantity| quantity.milli().into())
 }
 
 fn tolerates(tolerations: &[Toleration], taint: &Taint) -> bool {

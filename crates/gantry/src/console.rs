@@ -15,7 +15,6 @@ pub async fn request(
     address: SocketAddr,
     method: Method,
     path: &str,
-    token: Option<&str>,
     deadline: Duration,
 ) -> io::Result<(StatusCode, Bytes)> {
     let exchange = async {
@@ -23,10 +22,7 @@ pub async fn request(
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
         let connection = tokio::spawn(connection);
-        let mut request = Request::builder().method(method).uri(path).header(header::HOST, "localhost");
-        if let Some(token) = token {
-            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
-        }
+        let request = Request::builder().method(method).uri(path).header(header::HOST, "localhost");
         let request = request.body(Empty::<Bytes>::new()).map_err(io::Error::other)?;
         let answer = sender.send_request(request).await.map_err(io::Error::other)?;
         let (head, body) = answer.into_parts();

@@ -111,7 +111,7 @@ pub async fn answers(state_dir: &Path) -> Result<bool> {
         return Ok(false);
     }
     let Some(address) = endpoints.console_address() else { return Ok(false) };
-    let answer = console::request(address, http::Method::GET, "/healthz", None, ANSWER_DEADLINE).await;
+    let answer = console::request(address, http::Method::GET, "/healthz", ANSWER_DEADLINE).await;
     Ok(answer.is_ok_and(|(status, _)| status.is_success()))
 }
 

@@ -77,7 +77,7 @@ impl Error {
     /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
         if self.is_disk_full() {
-            return Some("free space there; `gantry image prune` removes images that nothing uses".into());
+            return Some("free space there; `gantry image rm NAME` gives up an image, and the daemon what it alone needed".into());
         }
         match self {
             Error::NameUnknown(_) => Some("`gantry image ls` lists the images that are here".into()),

@@ -6,8 +6,6 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use serde::{Deserialize, Serialize};
-
 use oci::{Digest, Platform, manifest::Content};
 
 use crate::{
@@ -32,7 +30,7 @@ impl Default for Grace {
 }
 
 /// What was removed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Collected {
     pub blobs: u64,
     /// Bytes of those blobs.

@@ -230,7 +230,7 @@ fn fill_a_disk(state: &Path) {
     let good = put(&store, &Parts::hello(), "localhost/good:1");
     let mut ingest = store.ingest().unwrap();
     let error = std::iter::repeat_with(|| ingest.write_all(&[1; 64 << 10])).find_map(Result::err).unwrap();
-    assert!(error.is_disk_full() && error.hint().unwrap().contains("image prune"), "{error:?}");
+    assert!(error.is_disk_full() && error.hint().unwrap().contains("image rm"), "{error:?}");
     drop(ingest);
     // Big when unpacked, small as a blob: the tree does not fit.
     let big = layer(|w| w.file("zeros", 0o644, 4 << 20, std::io::repeat(0)));

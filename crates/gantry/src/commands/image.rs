@@ -1,6 +1,6 @@
 //! `gantry image`: what the daemon's registry holds, through `/v2/` like any other client.
 
-use std::{fs::File, io::BufReader, path::PathBuf, process::ExitCode, time::Duration};
+use std::{fs::File, io::BufReader, path::PathBuf, process::ExitCode};
 
 use clap::{ArgMatches, Subcommand as _};
 use oci::{Platform, Reference, manifest::Content};
@@ -8,7 +8,6 @@ use serde::Serialize;
 
 use super::{Command, down::running, parse};
 use crate::{
-    console,
     context::{Connection, Context},
     failure::{Failure, Result},
     output::{self, Row},
@@ -17,13 +16,12 @@ use crate::{
 
 pub static COMMAND: Command = Command {
     name: "image",
-    about: "List, remove, save, load and prune images",
+    about: "List, remove, save and load images",
     examples: &[
         ("gantry image ls", "what the registry holds"),
         ("gantry image rm hello:latest", "remove a name"),
         ("gantry image save hello -o hello.tar", "into a file that docker load reads"),
         ("gantry image load -i hello.tar", "out of one that docker save wrote"),
-        ("gantry image prune", "remove what neither a name nor a service needs"),
     ],
     arguments: |command| {
         Action::augment_subcommands(command).subcommand_required(true).arg_required_else_help(true)
@@ -41,8 +39,6 @@ enum Action {
     Save(Save),
     /// Read images out of a tar: an OCI layout, or what docker save writes
     Load(Load),
-    /// Remove what has no name and no service or revision needs; what is newer than an hour stays
-    Prune,
 }
 
 #[derive(Clone, Debug, clap::Args)]
@@ -131,31 +127,8 @@ async fn image(context: &Context, matches: &ArgMatches) -> Result<ExitCode> {
         }
         Action::Save(args) => save(context, &connection, &args).await?,
         Action::Load(args) => load(context, &connection, &args).await?,
-        Action::Prune => prune(context, &connection).await?,
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// How long the daemon may take to look through all images.
-const PRUNE_DEADLINE: Duration = Duration::from_secs(300);
-
-async fn prune(context: &Context, connection: &Connection) -> Result<()> {
-    let failed = |error: &str| Failure::new(format!("prune images: {}", error.trim_end()));
-    let address = connection.endpoints.console_address();
-    let address = address.ok_or_else(|| failed("the daemon has not said where it listens"))?;
-    let token = connection.access.token()?;
-    let (status, body) =
-        console::request(address, http::Method::POST, "/images/prune", Some(&token), PRUNE_DEADLINE)
-            .await
-            .map_err(|error| failed(&error.to_string()))?;
-    if !status.is_success() {
-        return Err(failed(&String::from_utf8_lossy(&body)));
-    }
-    let collected: images::garbage::Collected =
-        serde_json::from_slice(&body).map_err(|error| failed(&error.to_string()))?;
-    let facts = format!("{} images, {}", collected.manifests, output::bytes(collected.bytes));
-    context.printer.step("Removed", &facts, None);
-    Ok(())
 }
 
 /// A bare name means the daemon's registry here.

@@ -1,28 +1,18 @@
-//! The console's listener: health and metrics of the daemon, and what commands ask of it beside the Kubernetes API.
-
-use std::sync::Arc;
+//! The console's listener: health and metrics of the daemon.
 
 use axum::extract::Request;
 use axum::http::{StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
-use axum::{Extension, Json};
-use images::garbage::Grace;
+use axum::routing::get;
 use lifecycle::Scope;
-use registry::server::Auth;
 use tokio::net::TcpListener;
 
-use super::garbage::Collector;
-
-/// Serves `/metrics`, `/healthz` and `/images/prune` (with the registry's token) until the scope ends.
-pub fn serve(listener: TcpListener, auth: Auth, collector: Arc<Collector>, scope: &Scope) {
+/// Serves `/metrics` and `/healthz` until the scope ends.
+pub fn serve(listener: TcpListener, scope: &Scope) {
     let router = axum::Router::new()
         .route("/healthz", get(async || "ok"))
         .route("/metrics", get(metrics))
-        .route("/images/prune", post(prune))
-        .layer(Extension(auth))
-        .layer(Extension(collector))
         .layer(axum::middleware::from_fn(own_host_only));
     let token = scope.token();
     scope.spawn_graceful("console", async move {
@@ -35,21 +25,6 @@ pub fn serve(listener: TcpListener, auth: Auth, collector: Arc<Collector>, scope
 
 async fn metrics() -> impl IntoResponse {
     ([(header::CONTENT_TYPE, lifecycle::metrics::CONTENT_TYPE)], lifecycle::metrics::encode())
-}
-
-/// Removes what nothing names any more, whenever it lost its name; blobs of uploads that may still run stay.
-async fn prune(
-    Extension(auth): Extension<Auth>,
-    Extension(collector): Extension<Arc<Collector>>,
-    headers: axum::http::HeaderMap,
-) -> Response {
-    if !auth.allows(&headers) {
-        return (StatusCode::UNAUTHORIZED, "the registry's token is required\n").into_response();
-    }
-    match collector.collect(Grace { untagged: std::time::Duration::ZERO, ..Grace::default() }).await {
-        Ok(collected) => Json(collected).into_response(),
-        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}\n")).into_response(),
-    }
 }
 
 /// Refuses requests that a web page made a browser send here: their `Host` or `Origin` names another site.

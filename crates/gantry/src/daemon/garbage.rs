@@ -1,7 +1,7 @@
 //! Which images are needed, and when the others go.
 
 use std::collections::HashSet;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -10,11 +10,17 @@ use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
 use kube::api::ListParams;
 use kube::{Api, Client};
-use lifecycle::Scope;
 use oci::{Digest, Reference};
 
 /// How often what nothing needs is removed.
 const EVERY: Duration = Duration::from_secs(3600);
+/// How often it is looked whether the disk gets full.
+const LOOK: Duration = Duration::from_secs(60);
+/// The disk is nearly full: the share in use, in percent, from which kubelet too collects
+/// (`imageGCHighThresholdPercent`).
+const FULL_PERCENT: u64 = 85;
+/// The grace then: uploads that still run keep their blobs, nothing else is kept for being new.
+const PRESSED: Grace = Grace { blobs: Duration::from_secs(600), untagged: Duration::ZERO };
 
 /// Removes images that no tag, no container and no revision of a Deployment names.
 pub struct Collector {
@@ -24,26 +30,29 @@ pub struct Collector {
 }
 
 impl Collector {
-    /// Collects at once and then each hour, until the scope ends.
-    pub fn start(self: &Arc<Self>, scope: &Scope) {
-        let collector = Arc::clone(self);
-        scope.spawn("image garbage", async move {
-            let mut ticks = tokio::time::interval(EVERY);
-            loop {
-                ticks.tick().await;
-                match collector.collect(Grace::default()).await {
-                    Ok(collected) if collected == Collected::default() => {}
-                    Ok(collected) => tracing::info!(?collected, "images that nothing needs"),
-                    Err(error) => {
-                        tracing::warn!(error = format!("{error:#}"), "collect images that nothing needs");
-                    }
+    /// Collects each hour, and more when the disk of the state folder is nearly full. Never ends.
+    pub async fn run(self, state_dir: PathBuf) {
+        let mut ticks = tokio::time::interval(LOOK);
+        let mut last: Option<tokio::time::Instant> = None;
+        loop {
+            ticks.tick().await;
+            let pressed = used_percent(&state_dir).is_some_and(|used| used >= FULL_PERCENT);
+            if !pressed && last.is_some_and(|last| last.elapsed() < EVERY) {
+                continue;
+            }
+            last = Some(tokio::time::Instant::now());
+            match self.collect(if pressed { PRESSED } else { Grace::default() }).await {
+                Ok(collected) if collected == Collected::default() => {}
+                Ok(collected) => tracing::info!(?collected, pressed, "images that nothing needs"),
+                Err(error) => {
+                    tracing::warn!(error = format!("{error:#}"), "collect images that nothing needs");
                 }
             }
-        });
+        }
     }
 
     /// Removes what is not needed and older than the grace.
-    pub async fn collect(&self, grace: Grace) -> Result<Collected> {
+    async fn collect(&self, grace: Grace) -> Result<Collected> {
         let mut in_use = self.named().await?;
         in_use.extend(self.node.images_in_use());
         let images = self.images.clone();
@@ -71,6 +80,13 @@ impl Collector {
         }
         Ok(digests)
     }
+}
+
+/// How much of the file system is in use, for those who are not root.
+fn used_percent(folder: &Path) -> Option<u64> {
+    let stat = rustix::fs::statvfs(folder).ok()?;
+    let used = stat.f_blocks.saturating_sub(stat.f_bfree);
+    (used * 100).checked_div(used + stat.f_bavail)
 }
 
 fn named_by(spec: &PodSpec) -> Vec<Digest> {

@@ -106,10 +106,9 @@ async fn start(state: &State, scope: &Scope) -> Result<()> {
 
     let node = start_node(state, &server, &network, images.clone(), scope)?;
     let client = server.client(apiserver::Identity::admin());
-    let collector = Arc::new(garbage::Collector { images, node: node.clone(), client });
-    collector.start(scope);
-    let auth = registry::server::Auth::Tokens(vec![state.registry_token()?]);
-    console::serve(listeners.tokio("console")?, auth, collector, scope);
+    let collector = garbage::Collector { images, node: node.clone(), client };
+    scope.spawn("image garbage", collector.run(state.dir.clone()));
+    console::serve(listeners.tokio("console")?, scope);
     server.set_kubelet(node.router());
     let identities = server.clone();
     let client_for = move |user: &str| {

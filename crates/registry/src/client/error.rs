@@ -83,10 +83,9 @@ impl Error {
                 "check the name and the tag; a private image needs `gantry registry login {}`",
                 reference.domain()
             )),
-            Error::Status { status: StatusCode::INSUFFICIENT_STORAGE, .. } => Some(
-                "free space on the registry's disk; `gantry image prune` removes images that nothing uses"
-                    .into(),
-            ),
+            Error::Status { status: StatusCode::INSUFFICIENT_STORAGE, .. } => {
+                Some("free space on the registry's disk; `gantry image rm NAME` gives up an image".into())
+            }
             Error::Store(error) => error.hint(),
             Error::Credentials(error) => error.hint(),
             _ => None,

@@ -25,11 +25,6 @@ impl std::fmt::Debug for Auth {
 }
 
 impl Auth {
-    /// Whether a request may write.
-    pub fn allows(&self, headers: &HeaderMap) -> bool {
-        self.check(headers).is_ok()
-    }
-
     pub(super) fn check(&self, headers: &HeaderMap) -> Result<(), Failure> {
         let Auth::Tokens(tokens) = self else { return Ok(()) };
         let presented = presented(headers).unwrap_or_default();
