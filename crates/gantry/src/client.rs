@@ -12,6 +12,15 @@ use tower::{ServiceBuilder, ServiceExt as _, util::MapRequestLayer};
 
 /// Reads the kubeconfig's current context and makes a client of it; opens no connection yet.
 pub fn from_kubeconfig(path: &Path, namespace: &str) -> Result<kube::Client> {
+    make(path, namespace, true)
+}
+
+/// The same over HTTP/1.1 alone, which can be upgraded to a WebSocket.
+pub fn upgrading(path: &Path, namespace: &str) -> Result<kube::Client> {
+    make(path, namespace, false)
+}
+
+fn make(path: &Path, namespace: &str, http2: bool) -> Result<kube::Client> {
     let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
     let config =
         serde_yaml_ng::from_str::<Kubeconfig>(&text).with_context(|| format!("read {}", path.display()))?;
@@ -20,12 +29,9 @@ pub fn from_kubeconfig(path: &Path, namespace: &str) -> Result<kube::Client> {
     let server = &cluster.server;
     let uri: http::Uri = server.parse().with_context(|| format!("server {server:?}"))?;
     let tls = tls(&cluster, &user, folder)?;
-    let connector = hyper_rustls::HttpsConnectorBuilder::new()
-        .with_tls_config(tls)
-        .https_or_http()
-        .enable_http1()
-        .enable_http2()
-        .build();
+    let connector =
+        hyper_rustls::HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1();
+    let connector = if http2 { connector.enable_http2().build() } else { connector.build() };
     let http = legacy::Client::builder(TokioExecutor::new()).build(connector);
     let token = user.token.as_ref().map(|token| format!("Bearer {token}"));
     let token = token

@@ -106,6 +106,11 @@ impl Context {
         Ok(Connection { client, registry, endpoints, access })
     }
 
+    /// A client for requests that are upgraded to a WebSocket.
+    pub fn upgrading(&self, connection: &Connection) -> Result<Client> {
+        Ok(client::upgrading(&connection.access.kubeconfig, &self.settings.namespace)?)
+    }
+
     fn registry(&self, endpoints: &Endpoints, access: &Access) -> Result<registry::Client> {
         let address = endpoints.registry.trim_start_matches("http://").trim_end_matches('/').parse();
         let address =

@@ -202,11 +202,6 @@ impl Container {
         self.call(Request::Resize { rows, columns }).await?.map(drop)
     }
 
-    /// Ends stdin: the program reads end of file.
-    pub async fn close_stdin(&self) -> Result<(), Error> {
-        self.call(Request::CloseStdin).await?.map(drop)
-    }
-
     /// Live output from now on, and stdin. Attach before start to miss nothing.
     pub async fn attach(&self) -> Result<Attach, Error> {
         match self.source().await? {

@@ -154,9 +154,17 @@ impl Sandbox {
         Ok(())
     }
 
+    /// Copies the logs of daemon and proxy to where the next sandbox's overwrite them: what is unmet has to be explained.
+    fn keep_logs(&self) -> Result<()> {
+        let kept = crate::tools::folder()?.join("last-logs");
+        std::fs::create_dir_all(&kept)?;
+        crate::demo::copy(&self.state().join("logs"), &kept)
+    }
+
     /// Stops everything and removes it; what is left over is the caller's finding.
     pub(crate) fn end(&self) -> Result<()> {
         if self.state().exists() {
+            self.keep_logs()?;
             self.ok(["daemon", "stop", "--all"])?;
             self.ok(["uninstall", "--purge"])?;
         }

@@ -8,13 +8,13 @@ use gobuild::Target;
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, Pod};
 use kube::{
     Api, Client,
-    api::{AttachParams, DeleteParams, PostParams},
+    api::{AttachParams, AttachedProcess, DeleteParams, PostParams},
     runtime::{WatchStreamExt as _, watcher, watcher::Event},
 };
 
 use super::{Command, parse, up::ProgramFlags};
 use crate::{
-    context::Context,
+    context::{Connection, Context},
     failure::{Failure, Result},
     publish,
     workload::{label, trouble},
@@ -82,7 +82,7 @@ async fn run(context: &Context, matches: &ArgMatches) -> Result<ExitCode> {
         serde_json::from_value(spec.run_pod(&name, stdin)).map_err(|error| Failure::from_error(&error))?;
     pods.create(&PostParams::default(), &pod).await?;
     let ended = tokio::select! {
-        ended = attached(context, &connection.client, &pods, &name, stdin) => ended,
+        ended = attached(context, &connection, &pods, &name, stdin) => ended,
         () = context.cancel.cancelled() => Err(Failure::interrupted(format!("{} was stopped, nothing is left", spec.name))),
     };
     // Whatever happened, the Pod goes; its deletion goes on by itself once it is accepted.
@@ -104,7 +104,7 @@ async fn run(context: &Context, matches: &ArgMatches) -> Result<ExitCode> {
 /// Shows the Pod's output until it ends; gives how it ended.
 async fn attached(
     context: &Context,
-    client: &Client,
+    connection: &Connection,
     pods: &Api<Pod>,
     name: &str,
     stdin: bool,
@@ -127,11 +127,11 @@ async fn attached(
         if started && !shown {
             context.printer.progress_done();
             // Ends when the program does; how it ended is in the events behind.
-            let output = output(context, client, pods, name);
+            let output = output(context, &connection.client, pods, name);
             if stdin && state.is_some_and(|state| state.running.is_some()) {
                 tokio::select! {
                     output = output => output?,
-                    never = feed(context, pods, name) => match never {},
+                    never = feed(context, connection, name) => match never {},
                 }
             } else {
                 output.await?;
@@ -197,9 +197,8 @@ async fn stream(
 }
 
 /// Gives our standard input to the program, to its end. The program's own end is what its output tells.
-async fn feed(context: &Context, pods: &Api<Pod>, name: &str) -> std::convert::Infallible {
-    let parameters = AttachParams { stdin: true, stdout: false, stderr: false, ..AttachParams::default() };
-    match pods.attach(name, &parameters).await {
+async fn feed(context: &Context, connection: &Connection, name: &str) -> std::convert::Infallible {
+    match attach(context, connection, name).await {
         Ok(mut attached) => {
             if let Some(mut input) = attached.stdin() {
                 // A program that closes its input does not want the rest.
@@ -208,11 +207,27 @@ async fn feed(context: &Context, pods: &Api<Pod>, name: &str) -> std::convert::I
             }
             let _ = attached.join().await;
         }
-        // It has ended already, or says so by its output.
-        Err(kube::Error::UpgradeConnection(_)) => {}
-        Err(error) => context.printer.warning(format!("the program has no input: {error}")),
+        // One that has ended already needs none.
+        Err(_) if ended(connection, context.namespace(), name).await => {}
+        Err(failure) => {
+            context.printer.warning(format!("the program waits for input that cannot be given: {failure}"));
+        }
     }
     std::future::pending().await
+}
+
+async fn attach(context: &Context, connection: &Connection, name: &str) -> Result<AttachedProcess> {
+    let pods: Api<Pod> = Api::namespaced(context.upgrading(connection)?, context.namespace());
+    let parameters = AttachParams { stdin: true, stdout: false, stderr: false, ..AttachParams::default() };
+    Ok(pods.attach(name, &parameters).await?)
+}
+
+async fn ended(connection: &Connection, namespace: &str, name: &str) -> bool {
+    let pod = connection.api::<Pod>(namespace).get_opt(name).await;
+    pod.is_ok_and(|pod| {
+        let phase = pod.and_then(|pod| pod.status?.phase);
+        phase.is_none_or(|phase| phase == "Succeeded" || phase == "Failed")
+    })
 }
 
 /// Five characters, as Kubernetes makes names unique.

@@ -102,7 +102,7 @@ async fn relay(socket: channel::Socket, attached: Attach, handle: Arc<dyn Contai
                         continue;
                     }
                 }
-                Message::StdinClosed => close(&*handle).await,
+                Message::StdinClosed => close(&input).await,
                 Message::Resize { columns, rows } => {
                     if let Some(real) = handle.real()
                         && let Err(error) = real.resize(rows, columns).await
@@ -114,7 +114,7 @@ async fn relay(socket: channel::Socket, attached: Attach, handle: Arc<dyn Contai
             }
         }
         if streams.stdin && once(&*handle) {
-            close(&*handle).await;
+            close(&input).await;
         }
     };
     let writing = async {
@@ -147,10 +147,9 @@ fn once(handle: &dyn Container) -> bool {
     note.is_some_and(|note| note == "true")
 }
 
-async fn close(handle: &dyn Container) {
-    if let Some(real) = handle.real()
-        && let Err(error) = real.close_stdin().await
-    {
+/// Ends stdin after what was written: on the same connection, as the end would overtake it on another.
+async fn close(input: &runtime::Input) {
+    if let Err(error) = input.close().await {
         tracing::debug!(%error, "close a container's stdin");
     }
 }

@@ -1,0 +1,3 @@
+module example.com/cat
+
+go 1.25
