@@ -227,6 +227,11 @@ impl Link {
         said.wait_for(|said| said.ready || said.ended).await.is_ok_and(|said| said.ready)
     }
 
+    /// Whether the other process has said that it takes connections.
+    pub fn is_ready(&self) -> bool {
+        self.said.borrow().ready
+    }
+
     /// Waits until the other process tells this one to finish; `None` if the link ended first.
     pub async fn told_to_drain(&self) -> Option<Duration> {
         let mut said = self.said.clone();

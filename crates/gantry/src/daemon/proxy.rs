@@ -61,11 +61,9 @@ fn run(dir: &Path) -> Result<()> {
 
 /// Where the proxies' Leases are.
 const NAMESPACE: &str = "gantry-system";
-/// First wait before a proxy that died at once is started again; doubled by each further one.
+/// First wait before a proxy that died before it took connections is started again; doubled by each further one.
 const RESTART_MIN: Duration = Duration::from_millis(20);
 const RESTART_MAX: Duration = Duration::from_secs(5);
-/// A proxy that lived this long has not died at once.
-const LIVED: Duration = Duration::from_secs(10);
 
 /// What a proxy that outlived the last daemon holds for this one.
 pub struct Kept {
@@ -115,7 +113,8 @@ async fn keep(state: &State, exe: &Path, kept: Kept, client: &Client, scope: &Sc
     let Kept { holder, mut link } = kept;
     let mut wait = RESTART_MIN;
     loop {
-        let started = tokio::time::Instant::now();
+        let mut has_served = false;
+        let was_running = link.is_some();
         let taken = match link.take() {
             Some(link) => {
                 Process::attach(link.pid()).map(|process| (process, link)).context("find the running proxy")
@@ -129,12 +128,15 @@ async fn keep(state: &State, exe: &Path, kept: Kept, client: &Client, scope: &Sc
                 if let Err(error) = process.exited().await {
                     tracing::error!(%error, "wait for the proxy");
                 }
-                tracing::warn!(pid = process.pid(), "the proxy ended");
+                // One that an earlier daemon started has served, whatever it says to this one.
+                has_served = was_running || link.is_ready();
+                tracing::warn!(pid = process.pid(), has_served, "the proxy ended");
                 release(client, link.name()).await;
             }
             Err(error) => tracing::error!(error = format!("{error:#}"), "start the proxy"),
         }
-        if started.elapsed() >= LIVED {
+        // Connections wait for the next one: it is started at once, unless none can start.
+        if has_served {
             wait = RESTART_MIN;
         } else {
             tokio::time::sleep(wait).await;
