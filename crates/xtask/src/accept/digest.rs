@@ -74,7 +74,7 @@ fn readers(sandbox: &Sandbox, digest: &str) -> Result<String> {
     login.env("DOCKER_CONFIG", &docker);
     let said = output(login)?;
     ensure!(said.status.success(), "gantry registry login: {}", String::from_utf8_lossy(&said.stderr));
-    let pushed = format!("{}/read/hello:latest", registry(sandbox)?);
+    let pushed = format!("{}/read/hello:latest", sandbox.endpoint("registry")?);
     for arguments in [&["push"][..], &["validate", "--remote"], &["digest"]] {
         let mut crane = Command::new(crate::tools::crane()?);
         crane.env("DOCKER_CONFIG", &docker).args(arguments);
@@ -89,11 +89,4 @@ fn readers(sandbox: &Sandbox, digest: &str) -> Result<String> {
         }
     }
     Ok("skopeo, umoci, crane (through the registry)".to_owned())
-}
-
-fn registry(sandbox: &Sandbox) -> Result<String> {
-    let endpoints: serde_json::Value =
-        serde_json::from_slice(&std::fs::read(sandbox.state().join("endpoints.json"))?)?;
-    let address = endpoints["registry"].as_str().context("endpoints.json names no registry")?;
-    Ok(address.trim_start_matches("http://").to_owned())
 }

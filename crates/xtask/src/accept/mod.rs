@@ -11,6 +11,7 @@ mod nothing;
 mod path;
 mod programs;
 mod replace;
+mod store;
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -75,6 +76,7 @@ const RUNGS: &[Rung] = &[
     Rung { number: 1, name: "path", short: true, isolated: true, run: path::run },
     Rung { number: 2, name: "kill", short: true, isolated: true, run: kill::run },
     Rung { number: 3, name: "replace", short: true, isolated: true, run: replace::run },
+    Rung { number: 4, name: "store", short: true, isolated: true, run: store::run },
     Rung { number: 5, name: "same digest", short: true, isolated: true, run: digest::run },
     Rung { number: 7, name: "real programs", short: false, isolated: false, run: programs::run },
     Rung { number: 8, name: "bad input", short: false, isolated: true, run: input::run },

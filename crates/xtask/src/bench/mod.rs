@@ -3,7 +3,7 @@
 //! One file a figure and a row in [`FIGURES`]. Each figure runs in a network namespace of its own, so that ports are
 //! free and dockerd's rules stay inside. A peer that cannot be set up makes its rows unmet and says why.
 
-mod api;
+pub(crate) mod api;
 mod apply;
 mod cycle;
 mod edit;

@@ -1,0 +1,148 @@
+//! Images and tars, right and wrong, made without gantry's own code.
+
+use anyhow::{Context, Result};
+use rand::rngs::StdRng;
+use rand::{Rng, RngCore};
+use serde_json::{Value, json};
+use sha2::Digest;
+use tar::EntryType;
+
+pub(super) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+const LAYER_GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+
+pub(super) fn digest(bytes: &[u8]) -> String {
+    format!("sha256:{:x}", sha2::Sha256::digest(bytes))
+}
+
+/// An image of one layer.
+pub(super) struct Image {
+    pub(super) layer: Vec<u8>,
+    pub(super) config: Vec<u8>,
+    pub(super) manifest: Vec<u8>,
+}
+
+impl Image {
+    /// Of a layer whose tar has the digest `diff_id`.
+    pub(super) fn new(layer: Vec<u8>, diff_id: &str) -> Self {
+        let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+        let config = json!({
+            "architecture": architecture, "os": "linux", "config": {"Cmd": ["/file"]},
+            "rootfs": {"type": "layers", "diff_ids": [diff_id]},
+        });
+        Self::with_config(layer, config.to_string().into_bytes())
+    }
+
+    fn with_config(layer: Vec<u8>, config: Vec<u8>) -> Self {
+        let media_type = if layer.starts_with(&[0x1f, 0x8b]) { LAYER_GZIP } else { LAYER };
+        let manifest = json!({
+            "schemaVersion": 2, "mediaType": MANIFEST,
+            "config": descriptor(CONFIG, &config), "layers": [descriptor(media_type, &layer)],
+        });
+        Self { layer, config, manifest: manifest.to_string().into_bytes() }
+    }
+
+    /// Of a layer of one file with so many random bytes.
+    pub(super) fn random(random: &mut StdRng, bytes: std::ops::Range<usize>) -> Result<Self> {
+        let mut content = vec![0; random.random_range(bytes)];
+        random.fill_bytes(&mut content);
+        let layer = tar(&[Entry::file("file", content)])?;
+        let diff_id = digest(&layer);
+        Ok(Self::new(layer, &diff_id))
+    }
+
+    pub(super) fn digest(&self) -> String {
+        digest(&self.manifest)
+    }
+
+    /// The manifest, changed.
+    pub(super) fn change(&mut self, change: impl FnOnce(&mut Value)) -> Result<()> {
+        let mut manifest = serde_json::from_slice(&self.manifest)?;
+        change(&mut manifest);
+        self.manifest = manifest.to_string().into_bytes();
+        Ok(())
+    }
+
+    /// The files of an OCI layout: oci-layout, index.json, manifest, config, layer.
+    pub(super) fn layout(&self, name: &str) -> Vec<Entry> {
+        let mut manifest = descriptor(MANIFEST, &self.manifest);
+        manifest["annotations"] = json!({"io.containerd.image.name": name});
+        vec![
+            Entry::file("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec()),
+            Entry::file("index.json", index(&manifest)),
+            Entry::blob(self.manifest.clone()),
+            Entry::blob(self.config.clone()),
+            Entry::blob(self.layer.clone()),
+        ]
+    }
+
+    /// The files of `docker save`, before it knew layouts.
+    pub(super) fn saved(&self, name: &str, layer: &str) -> Vec<Entry> {
+        let rows = json!([{"Config": "config.json", "RepoTags": [name], "Layers": [layer]}]);
+        vec![
+            Entry::file("config.json", self.config.clone()),
+            Entry::file("layer/layer.tar", self.layer.clone()),
+            Entry::file("manifest.json", rows.to_string().into_bytes()),
+        ]
+    }
+}
+
+fn descriptor(media_type: &str, bytes: &[u8]) -> Value {
+    json!({"mediaType": media_type, "digest": digest(bytes), "size": bytes.len()})
+}
+
+pub(super) fn index(manifest: &Value) -> Vec<u8> {
+    json!({"schemaVersion": 2, "manifests": [manifest]}).to_string().into_bytes()
+}
+
+/// A tar's entry, with any path, however wrong.
+pub(super) struct Entry {
+    pub(super) kind: EntryType,
+    pub(super) path: String,
+    pub(super) link: String,
+    pub(super) bytes: Vec<u8>,
+    /// When another size than the content's is declared.
+    pub(super) size: Option<u64>,
+}
+
+impl Entry {
+    pub(super) fn file(path: &str, bytes: Vec<u8>) -> Self {
+        Self { kind: EntryType::Regular, path: path.to_owned(), link: String::new(), bytes, size: None }
+    }
+
+    pub(super) fn link(kind: EntryType, path: &str, link: &str) -> Self {
+        Self { kind, link: link.to_owned(), ..Self::file(path, Vec::new()) }
+    }
+
+    fn blob(bytes: Vec<u8>) -> Self {
+        Self::file(&digest(&bytes).replace("sha256:", "blobs/sha256/"), bytes)
+    }
+}
+
+pub(super) fn tar(entries: &[Entry]) -> Result<Vec<u8>> {
+    let mut builder = tar::Builder::new(Vec::new());
+    for entry in entries {
+        let mut header = tar::Header::new_gnu();
+        // Not by the setters, which refuse what is wrong.
+        let bytes = header.as_mut_bytes();
+        bytes.get_mut(..entry.path.len()).context("long path")?.copy_from_slice(entry.path.as_bytes());
+        let link = bytes.get_mut(157..157 + entry.link.len()).context("long link")?;
+        link.copy_from_slice(entry.link.as_bytes());
+        header.set_entry_type(entry.kind);
+        header.set_mode(0o644);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
+        header.set_size(entry.size.unwrap_or(entry.bytes.len() as u64));
+        header.set_cksum();
+        builder.append(&header, entry.bytes.as_slice())?;
+    }
+    Ok(builder.into_inner()?)
+}
+
+pub(super) fn gzip(bytes: &[u8]) -> Result<Vec<u8>> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    std::io::Write::write_all(&mut encoder, bytes)?;
+    Ok(encoder.finish()?)
+}

@@ -1,0 +1,23 @@
+//! Rung 4: what was acknowledged stays, whatever ends the daemon or fills the disk; what lies is refused.
+
+mod archive;
+mod disk;
+mod full;
+mod kills;
+mod objects;
+mod pods;
+mod registry;
+mod tars;
+mod work;
+mod writers;
+
+use anyhow::{Context, Result};
+
+use super::{Seen, Setting};
+
+pub(crate) fn run(setting: &Setting) -> Result<Seen> {
+    let tars = tars::run(setting).context("tars")?;
+    let kills = kills::run(setting).context("kills")?;
+    let full = full::run(setting).context("full disks")?;
+    Ok(Seen::new(true, format!("{kills}; {full}; {tars}")))
+}
