@@ -39,6 +39,7 @@ pub fn run(state_dir: &Path, ready: &mut dyn FnMut()) -> Result<()> {
     log::start(&crate::access::log_path(&state.dir)).context("open the daemon's log")?;
     let _lock =
         durable::Lock::acquire(&state.lock_path()).context("another daemon owns this state folder")?;
+    state.sweep()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(worker_threads())
         .enable_all()

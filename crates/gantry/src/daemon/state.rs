@@ -46,6 +46,19 @@ impl State {
         if dir.join("instance").exists() { Self::open(dir).map(Some) } else { Ok(None) }
     }
 
+    /// Removes what a start that was killed left half-written. Only for the owner of the lock, before it writes.
+    pub fn sweep(&self) -> Result<()> {
+        for dir in [self.dir.clone(), self.dir.join("run"), self.dir.join("ca")] {
+            match durable::sweep(&dir) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(error).with_context(|| format!("clean {}", dir.display()));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
     /// A path in the folder for sockets and process ids.
     pub fn run(&self, name: &str) -> PathBuf {
         self.dir.join("run").join(name)
@@ -171,6 +184,21 @@ mod tests {
         assert_eq!(first.registry_token().unwrap(), second.registry_token().unwrap());
         std::fs::write(first.dir.join("instance"), "../../etc").unwrap();
         assert!(State::open(&first.dir).is_err());
+    }
+
+    #[test]
+    fn what_a_killed_start_left_half_written_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = State::open(dir.path()).unwrap();
+        state.sweep().unwrap();
+        std::fs::create_dir(dir.path().join("ca")).unwrap();
+        let torn = ["", "run", "ca"].map(|folder| dir.path().join(folder).join(".staged-1-0"));
+        for path in &torn {
+            std::fs::write(path, "half").unwrap();
+        }
+        state.sweep().unwrap();
+        assert!(torn.iter().all(|path| !path.exists()));
+        assert!(dir.path().join("instance").exists());
     }
 
     #[test]
