@@ -7,6 +7,10 @@ use std::{
 
 use oci::{Digest, Platform};
 
+/// What to do about an archive that is refused, whichever part of it lies.
+pub const ARCHIVE_HINT: &str =
+    "nothing was changed; make the archive again with `docker save` or `skopeo copy`";
+
 /// Errors of the store.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -84,11 +88,9 @@ impl Error {
             Error::Busy(_) => Some("try again when an upload has ended".into()),
             Error::BlobUsed(_) => Some("delete the image's manifest first".into()),
             Error::ArchiveRefused(crate::import::Refused::Unnamed) => {
-                Some("give the image a name, as in `gantry image load --name localhost/NAME FILE`".into())
+                Some("save it by name: docker save NAME:TAG -o FILE".into())
             }
-            Error::Archive(_) | Error::ArchiveRefused(_) | Error::Layer { .. } => {
-                Some("nothing was changed; make the archive again with `docker save` or `skopeo copy`".into())
-            }
+            Error::Archive(_) | Error::ArchiveRefused(_) | Error::Layer { .. } => Some(ARCHIVE_HINT.into()),
             _ => None,
         }
     }

@@ -19,7 +19,7 @@ mod store;
 mod tree;
 mod unpack;
 
-pub use error::Error;
+pub use error::{ARCHIVE_HINT, Error};
 pub use ingest::{Feed, Ingest, Sealed};
 pub use names::Revision;
 pub use store::Store;

@@ -221,9 +221,11 @@ async fn load(context: &Context, connection: &Connection, args: &Load) -> Result
     let (_folder, store) = scratch()?;
     let import = |store: &images::Store, name: Option<Reference>| {
         let options = images::import::Options { name, ..images::import::Options::default() };
-        store
-            .import(BufReader::new(&file), &options)
-            .map_err(store_failed(&format!("load {}", args.input.display())))
+        store.import(BufReader::new(&file), &options).map_err(|error| {
+            let lies = !matches!(error, images::Error::Io { .. } | images::Error::Busy(_));
+            let hint = error.hint().or_else(|| lies.then(|| images::ARCHIVE_HINT.to_owned()));
+            Failure::from_error(&error).context(format!("load {}", args.input.display())).hint(hint)
+        })
     };
     let loaded = import(&store, None)?;
     for image in loaded {
