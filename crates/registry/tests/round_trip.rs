@@ -143,6 +143,34 @@ async fn mounts_and_uploads_blobs() {
 }
 
 #[tokio::test]
+async fn an_upload_that_the_registry_forgot_is_begun_anew() {
+    /// Knows no upload, so many times.
+    async fn forgets(State(times): State<Arc<AtomicUsize>>, request: Request, next: Next) -> Response {
+        let forget = |left: usize| left.checked_sub(1);
+        if request.method() == Method::PUT
+            && times.fetch_update(Ordering::SeqCst, Ordering::SeqCst, forget).is_ok()
+        {
+            return StatusCode::NOT_FOUND.into_response();
+        }
+        next.run(request).await
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let times = Arc::new(AtomicUsize::new(1));
+    let forgetful = router(store, Auth::Open).layer(middleware::from_fn_with_state(times.clone(), forgets));
+    let name = reference(serve(forgetful).await, "a/b");
+    let blob = Descriptor::of("application/octet-stream", b"content");
+    let content = || Source::Bytes(Bytes::from_static(b"content"));
+    client().put_blob(&name, &blob, content()).await.unwrap();
+    assert!(client().has_blob(&name, &blob.digest).await.unwrap());
+    times.store(100, Ordering::SeqCst);
+    let error = client().put_blob(&name, &blob, content()).await.unwrap_err();
+    assert!(matches!(error, Error::UploadLost { .. }), "{error:?}");
+    assert!(error.hint().is_some());
+    assert_eq!(times.load(Ordering::SeqCst), 97);
+}
+
+#[tokio::test]
 async fn waits_when_the_registry_is_busy() {
     let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (server, digest) = filled(a.path());

@@ -52,6 +52,8 @@ pub enum Error {
     Answer { what: Subject, source: serde_json::Error },
     #[error("{what}: the registry named no upload location")]
     NoLocation { what: Subject },
+    #[error("{what}: the registry forgot the upload before its end")]
+    UploadLost { what: Subject },
     #[error("{} is served with digest {actual}", reference.familiar())]
     WrongDigest { reference: Reference, actual: Digest },
     #[error("{}: manifest is refused", reference.familiar())]
@@ -86,6 +88,7 @@ impl Error {
             Error::Status { status: StatusCode::INSUFFICIENT_STORAGE, .. } => {
                 Some("free space on the registry's disk; `gantry image rm NAME` gives up an image".into())
             }
+            Error::UploadLost { .. } => Some("run the command again when the registry is up".into()),
             Error::Store(error) => error.hint(),
             Error::Credentials(error) => error.hint(),
             _ => None,

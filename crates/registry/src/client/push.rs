@@ -19,6 +19,9 @@ use super::{
 /// Blobs that are uploaded at once.
 const PARALLEL: usize = 3;
 
+/// How often an upload is begun that the registry forgets.
+const UPLOADS_MAX: usize = 3;
+
 /// The content of a blob.
 #[derive(Debug, Clone)]
 pub enum Source {
@@ -28,8 +31,20 @@ pub enum Source {
 }
 
 impl Client {
-    /// Uploads a blob to the reference's repository: POST, then one PUT that streams it.
+    /// Uploads a blob to the reference's repository. A registry that was started anew meanwhile no longer knows an
+    /// upload; then another is begun.
     pub async fn put_blob(&self, reference: &Reference, blob: &Descriptor, source: Source) -> Result<()> {
+        for _ in 1..UPLOADS_MAX {
+            match self.upload(reference, blob, source.clone()).await {
+                Err(Error::UploadLost { .. }) => {}
+                result => return result,
+            }
+        }
+        self.upload(reference, blob, source).await
+    }
+
+    /// POST, then one PUT that streams it.
+    async fn upload(&self, reference: &Reference, blob: &Descriptor, source: Source) -> Result<()> {
         let endpoint = self.endpoint(reference);
         let what = Subject::Blob(reference.clone(), blob.digest.clone());
         let start = Call::new(Method::POST, uploads(reference)).pushes(reference.path());
@@ -39,8 +54,10 @@ impl Client {
             .pushes(reference.path())
             .header(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"))
             .body(source);
-        self.send(&endpoint, call, what).await?;
-        Ok(())
+        match self.send(&endpoint, call, what).await {
+            Err(Error::NotFound(what)) => Err(Error::UploadLost { what }),
+            result => result.map(drop),
+        }
     }
 
     /// Asks the registry to take a blob from another of its repositories. `false`: it does not, so it must be uploaded.
