@@ -86,6 +86,9 @@ pub async fn ensure(settings: &Settings, cancel: &CancellationToken) -> Result<b
         return Ok(false);
     }
     if let Some(pid) = holder(&settings.state_dir)? {
+        if comes_up(&settings.state_dir, START_DEADLINE).await? {
+            return Ok(false);
+        }
         return Err(Failure::new(format!(
             "the daemon (process {}) runs, but does not listen",
             pid.as_raw_nonzero()
@@ -96,8 +99,32 @@ pub async fn ensure(settings: &Settings, cancel: &CancellationToken) -> Result<b
         return Err(Failure::new("no daemon runs, and only root may start one")
             .hint(format!("sudo gantry daemon start{}", settings.state_flag())));
     }
-    start(settings, cancel).await?;
-    Ok(true)
+    match start(settings, cancel).await {
+        Ok(()) => Ok(true),
+        // Of two commands that start one at once, one loses.
+        Err(_) if !cancel.is_cancelled() && comes_up(&settings.state_dir, START_DEADLINE).await? => Ok(false),
+        Err(failure) => Err(failure),
+    }
+}
+
+/// How long a daemon that another command started may take to answer.
+const START_DEADLINE: Duration = Duration::from_secs(10);
+/// Its readiness is told to its own starter alone; others ask again.
+const ASK_AGAIN: Duration = Duration::from_millis(20);
+
+/// Waits for a daemon that somebody else is starting; false when it ends, or does not answer in time.
+async fn comes_up(state_dir: &Path, within: Duration) -> Result<bool> {
+    let deadline = tokio::time::Instant::now() + within;
+    while holder(state_dir)?.is_some() {
+        if answers(state_dir).await? {
+            return Ok(true);
+        }
+        if tokio::time::Instant::now() >= deadline {
+            break;
+        }
+        tokio::time::sleep(ASK_AGAIN).await;
+    }
+    Ok(false)
 }
 
 /// How long a daemon may take to say that it is well.
@@ -269,6 +296,30 @@ mod tests {
         assert_eq!(holder(state.path()).unwrap(), Some(rustix::process::getpid()));
         drop(lock);
         assert_eq!(holder(state.path()).unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn a_daemon_that_another_command_started_is_waited_for() {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let state = tempfile::tempdir().unwrap();
+        fs::create_dir(state.path().join("run")).unwrap();
+        assert!(!comes_up(state.path(), START_DEADLINE).await.unwrap(), "nobody starts");
+        let _lock = durable::Lock::acquire(&access::lock_path(state.path())).unwrap();
+        assert!(!comes_up(state.path(), Duration::ZERO).await.unwrap(), "it has not listened yet");
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let console = format!("http://{}", listener.local_addr().unwrap());
+        let endpoints = access::Endpoints { console, ..access::Endpoints::default() };
+        fs::write(state.path().join("endpoints.json"), serde_json::to_vec(&endpoints).unwrap()).unwrap();
+        let daemon = async {
+            // The first question is cut off, as by a daemon that is not ready.
+            drop(listener.accept().await.unwrap());
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream.read(&mut [0; 1024]).await.unwrap();
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.unwrap();
+            stream
+        };
+        let (up, _stream) = tokio::join!(comes_up(state.path(), START_DEADLINE), daemon);
+        assert!(up.unwrap());
     }
 
     #[test]
