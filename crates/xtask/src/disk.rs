@@ -27,7 +27,8 @@ impl Disk {
 
     /// Takes all the room that is left.
     pub(crate) fn fill(&self) -> Result<()> {
-        let mut file = std::fs::File::create(self.filler()).context("make the filler")?;
+        let mut options = std::fs::File::options();
+        let mut file = options.append(true).create(true).open(self.filler()).context("make the filler")?;
         loop {
             match file.write_all(&[0; 4096]) {
                 Ok(()) => {}
@@ -35,6 +36,14 @@ impl Disk {
                 Err(error) => return Err(error).context("write the filler"),
             }
         }
+    }
+
+    /// Takes all but so many bytes.
+    pub(crate) fn fill_but(&self, bytes: u64) -> Result<()> {
+        self.fill()?;
+        let file = std::fs::File::options().write(true).open(self.filler()).context("open the filler")?;
+        let length = file.metadata()?.len();
+        file.set_len(length.saturating_sub(bytes)).context("shorten the filler")
     }
 
     /// Gives the room back.

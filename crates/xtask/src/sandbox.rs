@@ -43,9 +43,6 @@ pub(crate) fn enter_network_namespace() -> Result<()> {
 pub(crate) struct Sandbox {
     pub(crate) gantry: PathBuf,
     folder: tempfile::TempDir,
-    state: PathBuf,
-    /// Unmounted at the end.
-    disk: Option<PathBuf>,
 }
 
 impl Sandbox {
@@ -53,35 +50,12 @@ impl Sandbox {
         let folder = tempfile::Builder::new().prefix("gantry-accept-").tempdir().context("make a folder")?;
         // The daemon's children run as other users, and have to pass through.
         std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
-        let state = folder.path().join("state");
-        Ok(Self { gantry: gantry.to_owned(), folder, state, disk: None })
-    }
-
-    /// One whose state folder is on a file system of its own with so many bytes, which `disk` names. It is mounted for
-    /// the calling thread, which leaves the machine's mounts, and for what that starts.
-    pub(crate) fn on_small_disk(gantry: &Path, bytes: u64) -> Result<Self> {
-        use nix::mount::{MsFlags, mount};
-        let mut sandbox = Self::new(gantry)?;
-        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).context("make a mount namespace")?;
-        let none = None::<&str>;
-        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).context("make mounts private")?;
-        let disk = sandbox.work("disk")?;
-        let options = format!("size={bytes},mode=755");
-        mount(Some("gantry-accept"), &disk, Some("tmpfs"), MsFlags::empty(), Some(options.as_str()))
-            .with_context(|| format!("mount {}", disk.display()))?;
-        sandbox.state = disk.join("state");
-        sandbox.disk = Some(disk);
-        Ok(sandbox)
+        Ok(Self { gantry: gantry.to_owned(), folder })
     }
 
     /// The state folder.
     pub(crate) fn state(&self) -> PathBuf {
-        self.state.clone()
-    }
-
-    /// The file system of `on_small_disk`.
-    pub(crate) fn disk(&self) -> Result<&Path> {
-        self.disk.as_deref().context("the sandbox has no disk of its own")
+        self.folder.path().join("state")
     }
 
     /// Where a listener of the daemon is: host and port.
@@ -211,11 +185,6 @@ impl Drop for Sandbox {
     fn drop(&mut self) {
         if let Err(error) = self.end() {
             crate::say(&format!("sandbox: {error:#}"));
-        }
-        if let Some(disk) = &self.disk
-            && let Err(error) = nix::mount::umount2(disk, nix::mount::MntFlags::MNT_DETACH)
-        {
-            crate::say(&format!("sandbox: unmount {}: {error}", disk.display()));
         }
     }
 }

@@ -1,9 +1,7 @@
 //! The state folder's disk is filled at seeded moments of concurrent writes: what is refused is refused clearly, what
 //! was acknowledged stays, and when there is space again everything works again.
 
-use std::fs::File;
-use std::io::{ErrorKind, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -16,6 +14,7 @@ use super::registry::Registry;
 use super::work::Work;
 use super::writers::{Writers, api};
 use crate::accept::Setting;
+use crate::disk::Disk;
 use crate::sandbox::{Sandbox, output};
 
 /// The disk: small enough to be filled at once, large enough for the images that the test builds.
@@ -29,6 +28,7 @@ const LARGE_BYTES: usize = 60_000;
 
 struct Full<'a> {
     sandbox: &'a Sandbox,
+    disk: &'a Disk,
     writers: Writers,
     random: StdRng,
     pods: Pods,
@@ -48,12 +48,14 @@ pub(super) fn run(setting: &Setting) -> Result<String> {
 }
 
 fn inside(setting: &Setting) -> Result<String> {
-    let sandbox = Sandbox::on_small_disk(&setting.gantry, DISK_BYTES)?;
+    let sandbox = Sandbox::new(&setting.gantry)?;
+    let disk = Disk::mount(sandbox.folder(), DISK_BYTES)?;
     sandbox.ok(["daemon", "start"])?;
     let hello = sandbox.work("hello")?;
     crate::demo::copy(&crate::tidy::root()?.join("examples/hello"), &hello)?;
     let mut full = Full {
         sandbox: &sandbox,
+        disk: &disk,
         writers: Writers::new(setting.seed),
         random: StdRng::seed_from_u64(setting.seed),
         pods: Pods::new(&sandbox, sandbox.work("gates")?)?,
@@ -92,13 +94,12 @@ impl Full<'_> {
         self.pods.running(&mut connection, &pod)?;
         let (moment, free) = (self.random.random_range(STEPS), self.random.random_range(FREE_BYTES));
         let command = self.command(number)?;
-        let disk = sandbox.disk()?;
-        let pods = &self.pods;
+        let (disk, pods) = (self.disk, &self.pods);
         self.writers.run(sandbox, &work, true, |objects, images| {
             work.until("the moment", |counts| counts.steps >= moment)?;
-            let filler = Filler::fill(disk, free)?;
+            disk.fill_but(free)?;
             objects.grow(&mut api.connect()?, LARGE_BYTES)?;
-            filler.fill_up()?;
+            disk.fill()?;
             work.until("a refusal of each", |counts| counts.objects_refused > 0 && counts.blobs_refused > 0)?;
             refused_clearly(command)?;
             pods.open_gate(&pod)?;
@@ -110,7 +111,7 @@ impl Full<'_> {
                     clear(&said, "gantry daemon start")?;
                 }
             }
-            drop(filler);
+            disk.free()?;
             if killed {
                 return Ok(());
             }
@@ -150,7 +151,10 @@ impl Full<'_> {
     /// A command that needs space: each time another one.
     fn command(&self, number: usize) -> Result<Command> {
         let version = self.hello.join("round.go");
-        std::fs::write(&version, format!("package main\n\nvar round = {number}\n\nfunc init() {{ println(round) }}\n"))?;
+        std::fs::write(
+            &version,
+            format!("package main\n\nvar round = {number}\n\nfunc init() {{ println(round) }}\n"),
+        )?;
         let mut command = match number % 3 {
             0 => {
                 let image = Image::random(&mut StdRng::seed_from_u64(number as u64), 300_000..400_000)?;
@@ -181,44 +185,4 @@ fn clear(said: &std::process::Output, name: &str) -> Result<()> {
     let lines = |start: &str| text.lines().filter(|line| line.starts_with(start)).count();
     ensure!(lines("error:") == 1 && lines("hint:") > 0, "gantry {name} says no error: with a hint:: {text}");
     Ok(())
-}
-
-/// A file that takes what is free of a disk; dropped, it is gone.
-struct Filler {
-    path: PathBuf,
-}
-
-impl Filler {
-    fn fill(disk: &Path, free: u64) -> Result<Self> {
-        let filler = Self { path: disk.join("filler") };
-        filler.fill_up()?;
-        let file = File::options().write(true).open(&filler.path)?;
-        let length = file.metadata()?.len();
-        file.set_len(length.saturating_sub(free))?;
-        Ok(filler)
-    }
-
-    /// Takes the rest.
-    fn fill_up(&self) -> Result<()> {
-        let mut file = File::options().append(true).create(true).open(&self.path)?;
-        for size in [1 << 20, 4096, 1] {
-            let zeroes = vec![0; size];
-            loop {
-                match file.write_all(&zeroes) {
-                    Ok(()) => {}
-                    Err(error) if error.kind() == ErrorKind::StorageFull => break,
-                    Err(error) => return Err(error).context("fill the disk"),
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Filler {
-    fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_file(&self.path) {
-            crate::say(&format!("remove {}: {error}", self.path.display()));
-        }
-    }
 }

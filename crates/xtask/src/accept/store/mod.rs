@@ -16,8 +16,8 @@ use anyhow::{Context, Result};
 use super::{Seen, Setting};
 
 pub(crate) fn run(setting: &Setting) -> Result<Seen> {
-    let tars = tars::run(setting).context("tars")?;
     let kills = kills::run(setting).context("kills")?;
     let full = full::run(setting).context("full disks")?;
+    let tars = tars::run(setting).context("tars")?;
     Ok(Seen::new(true, format!("{kills}; {full}; {tars}")))
 }

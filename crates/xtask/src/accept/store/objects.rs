@@ -199,7 +199,10 @@ pub(super) fn check(api: &Api, writers: &mut [Objects]) -> Result<()> {
     for writer in writers.iter_mut() {
         writer.settle(&mut there)?;
         let latest = writer.keys.values().filter_map(|key| key.version.as_deref()?.parse::<u64>().ok()).max();
-        ensure!(latest.is_none_or(|latest| latest <= shown), "the list's version {shown} is older than {latest:?}");
+        ensure!(
+            latest.is_none_or(|latest| latest <= shown),
+            "the list's version {shown} is older than {latest:?}"
+        );
     }
     ensure!(there.is_empty(), "objects that nobody wrote: {:?}", there.keys());
     Ok(())

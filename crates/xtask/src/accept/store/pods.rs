@@ -7,6 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::unistd::Pid;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use serde_json::{Value, json};
 
@@ -95,12 +96,12 @@ impl Pods {
         })
     }
 
-    /// Kills the keeper of its container.
-    pub(super) fn kill_keeper(&self, sandbox: &Sandbox, connection: &mut Connection, pod: &Pod) -> Result<()> {
+    /// The keeper of its container, which has one.
+    pub(super) fn keeper(&self, connection: &mut Connection, pod: &Pod) -> Result<Pid> {
         let (_, is) = get(connection, pod)?;
         let uid = is["metadata"]["uid"].as_str().context("a Pod without a UID")?;
         let (pid, _) = keepers(&self.state)?.into_iter().find(|(_, of)| of == uid).context("no keeper")?;
-        sandbox.kill(nix::unistd::Pid::from_raw(pid))
+        Ok(Pid::from_raw(pid))
     }
 
     /// Lets its program end, and waits until it did.

@@ -222,8 +222,7 @@ impl Images {
         }
         let path = format!("/v2/{}/manifests/{tag}", self.repository);
         self.begin(tag, image);
-        let Ok(answer) =
-            connection.send("PUT", &path, archive::MANIFEST, &image.manifest, &|| work.step())
+        let Ok(answer) = connection.send("PUT", &path, archive::MANIFEST, &image.manifest, &|| work.step())
         else {
             return Ok(Outcome::Gone);
         };

@@ -46,11 +46,9 @@ impl Work {
     pub(super) fn until(&self, what: &str, reached: impl Fn(&Counts) -> bool) -> Result<()> {
         let counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let limit = Duration::from_secs(SECONDS_MAX);
-        let (_, timeout) = self
-            .changed
-            .wait_timeout_while(counts, limit, |counts| !reached(counts))
-            .unwrap_or_else(PoisonError::into_inner);
-        ensure!(!timeout.timed_out(), "{what} did not come within {SECONDS_MAX} s");
+        let waited = self.changed.wait_timeout_while(counts, limit, |counts| !reached(counts));
+        let timed_out = waited.unwrap_or_else(PoisonError::into_inner).1.timed_out();
+        ensure!(!timed_out, "{what} did not come within {SECONDS_MAX} s");
         Ok(())
     }
 
