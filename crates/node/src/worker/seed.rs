@@ -186,8 +186,11 @@ impl Worker {
                 lock(&self.handles).insert(found.container, found.handle);
             }
             Phase::Exited(exit) => {
+                // What was said of an exit that nobody knew is not true of one that the runtime knows.
                 let message = match &container.state {
-                    State::Exited(told) if told.attempt == found.attempt => told.message.clone(),
+                    State::Exited(told) if told.attempt == found.attempt && told.reason != UNKNOWN_REASON => {
+                        told.message.clone()
+                    }
                     _ => String::new(),
                 };
                 let over = ended(found.attempt, found.handle.id(), &exit, message);
@@ -236,7 +239,7 @@ fn from_status(container: &mut Container, status: &ContainerStatus, clock: Clock
             id: id.to_owned(),
             code: UNKNOWN_CODE,
             signal: None,
-            reason: "ContainerStatusUnknown".to_owned(),
+            reason: UNKNOWN_REASON.to_owned(),
             message: "the container was gone when the node came back; how it ended is not known".to_owned(),
             started_at: running.started_at.as_ref().map(|time| time.0),
             finished_at: clock.wall,
@@ -256,6 +259,7 @@ fn from_status(container: &mut Container, status: &ContainerStatus, clock: Clock
 
 /// The exit code of what is not known, as Kubernetes has it.
 const UNKNOWN_CODE: i32 = 137;
+const UNKNOWN_REASON: &str = "ContainerStatusUnknown";
 
 fn told(attempt: u32, terminated: ContainerStateTerminated) -> Ended {
     let id = terminated.container_id.unwrap_or_default();
@@ -278,10 +282,10 @@ pub(super) fn ended(attempt: u32, id: &str, exit: &runtime::Exit, message: Strin
         (Some(0), _) => (0, "Completed"),
         (Some(code), _) => (code, "Error"),
         (None, Some(signal)) => (128 + signal, "Error"),
-        (None, None) => (UNKNOWN_CODE, "ContainerStatusUnknown"),
+        (None, None) => (UNKNOWN_CODE, UNKNOWN_REASON),
     };
     let message = match reason {
-        "ContainerStatusUnknown" if message.is_empty() => {
+        UNKNOWN_REASON if message.is_empty() => {
             "nobody saw the container end; its exit code is not known".to_owned()
         }
         _ => message,

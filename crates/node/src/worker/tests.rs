@@ -491,6 +491,23 @@ async fn what_vanished_has_an_unknown_exit_code() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_ended_while_nobody_looked_has_its_own_code_and_no_excuse() {
+    let mut spec = one();
+    spec["restartPolicy"] = json!("Never");
+    let world = World::new(spec, true);
+    told(&world);
+    let handle = Arc::new(Fake { id: "id".to_owned(), name: "c".to_owned(), world: Arc::clone(&world) });
+    let phase = Phase::Exited(exit(Some(3), None));
+    let found = Found { container: "c".to_owned(), attempt: 4, stop_signal: 15, phase, handle };
+    let running = Running::start(&world, vec![found]);
+    running.until("status Failed ready=false terminated:Error").await;
+    let pod = world.pod.lock().unwrap().clone();
+    let ended = &pod["status"]["containerStatuses"][0]["state"]["terminated"];
+    assert_eq!(ended["exitCode"], json!(3));
+    assert!(ended["message"].as_str().is_none_or(str::is_empty), "{ended}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_job_that_ended_is_cleared_away_and_its_object_stays() {
     let mut spec = one();
     spec["restartPolicy"] = json!("OnFailure");
