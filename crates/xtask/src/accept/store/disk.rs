@@ -26,6 +26,10 @@ impl Blobs {
         for entry in std::fs::read_dir(&folder).with_context(|| format!("list {}", folder.display()))? {
             let entry = entry?;
             let name = entry.file_name().to_string_lossy().into_owned();
+            // An upload that may go on.
+            if name.starts_with(".staged-") {
+                continue;
+            }
             let metadata = entry.metadata()?;
             if self.read.insert((name.clone(), metadata.ino(), metadata.len())) {
                 let bytes = std::fs::read(entry.path())?;

@@ -70,6 +70,9 @@ fn inside(setting: &Setting) -> Result<String> {
     for number in 0..times {
         full.one(number).with_context(|| format!("full disk {number} of seed {}", setting.seed))?;
     }
+    // Nothing came from memory.
+    sandbox.kill(sandbox.daemon_pid()?)?;
+    sandbox.ok(["daemon", "start"])?;
     let (blobs, _) = full.writers.check_all(&sandbox)?;
     let (objects, pushed) = full.writers.written();
     let figure = format!(
@@ -131,7 +134,7 @@ impl Full<'_> {
     /// With space again, and the daemon, if it was killed, started anew.
     fn after(&mut self, pod: &Pod, killed: bool) -> Result<()> {
         let sandbox = self.sandbox;
-        self.writers.check(sandbox)?;
+        self.writers.check(sandbox, killed)?;
         let api = api(sandbox)?;
         let mut connection = api.connect()?;
         if killed && let Some(objects) = self.writers.objects.last_mut() {
@@ -145,7 +148,7 @@ impl Full<'_> {
         ensure!(self.pods.delete(&mut connection, pod)?, "no answer");
         self.pods.gone(&mut connection, std::slice::from_ref(pod))?;
         self.pods.check_no_orphan(&api)?;
-        self.writers.check(sandbox)
+        self.writers.check(sandbox, killed)
     }
 
     /// A command that needs space: each time another one.

@@ -122,7 +122,7 @@ impl Kills<'_> {
 
     fn check(&mut self, gated: &Pod, keeper_died: bool, quick: &Pod, made: Option<u16>) -> Result<()> {
         let sandbox = self.sandbox;
-        self.writers.check(sandbox)?;
+        self.writers.check(sandbox, true)?;
         self.loaded.check(&mut Registry::of(sandbox)?.connect()?)?;
         let api = api(sandbox)?;
         let mut connection = api.connect()?;

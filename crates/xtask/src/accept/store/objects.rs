@@ -67,9 +67,12 @@ impl Objects {
             let delete = random.random_range(0..4) == 0;
             match self.one(connection, name, length, delete)? {
                 Outcome::Done => {}
-                Outcome::Gone => {
-                    ensure!(work.stopped(), "{name}: no answer");
-                    return Ok(());
+                Outcome::Gone(error) => {
+                    return if work.stopped() {
+                        Ok(())
+                    } else {
+                        Err(error.context(format!("{name}: no answer")))
+                    };
                 }
                 Outcome::Refused if refusals => work.count(|counts| counts.objects_refused += 1),
                 Outcome::Refused => bail!("{name}: refused for a full disk"),
@@ -87,7 +90,7 @@ impl Objects {
             match self.one(connection, &name, bytes, false)? {
                 Outcome::Refused => return Ok(()),
                 Outcome::Done => {}
-                Outcome::Gone => bail!("the API server went away on a full disk"),
+                Outcome::Gone(error) => return Err(error.context("the API server, on a full disk")),
             }
         }
         bail!("{ATTEMPTS} objects of {bytes} bytes went onto a full disk")
@@ -132,9 +135,12 @@ impl Objects {
         key.value.begin((!delete).then_some(value));
         let text = if delete { String::new() } else { body.to_string() };
         let media = if delete { "" } else { "application/json" };
-        let Ok((status, answer)) = connection.send(method, &path, media, &text) else {
-            self.in_flight += 1;
-            return Ok(Outcome::Gone);
+        let (status, answer) = match connection.send(method, &path, media, &text) {
+            Ok(answered) => answered,
+            Err(error) => {
+                self.in_flight += 1;
+                return Ok(Outcome::Gone(error));
+            }
         };
         let answer: Value = serde_json::from_slice(&answer)
             .with_context(|| format!("{method} {path}: {status}, and no JSON"))?;
@@ -181,7 +187,7 @@ enum Outcome {
     /// Answered as not done, for a full disk.
     Refused,
     /// No answer.
-    Gone,
+    Gone(anyhow::Error),
 }
 
 /// Compares everything that is there with what all writers were told.

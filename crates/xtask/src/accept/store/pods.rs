@@ -137,7 +137,9 @@ impl Pods {
                 (404, _) => return Ok(true),
                 (_, None) => return Ok(false),
                 (_, Some("ContainerStatusUnknown")) => Some(Exit::Unknown),
-                (_, Some("Completed" | "Error")) if ended["exitCode"] == pod.code => Some(Exit::True),
+                (_, Some("Completed" | "Error")) if ended["exitCode"] == pod.code && !excused(ended) => {
+                    Some(Exit::True)
+                }
                 _ => bail!("pod {} ended with {}, and is said to have {ended}", pod.name, pod.code),
             };
             Ok(true)
@@ -215,6 +217,11 @@ impl Pods {
     fn uid(&self, bundle: &Path) -> Option<String> {
         uid(&self.state, bundle)
     }
+}
+
+/// Whether a known code comes with the words for an unknown one.
+fn excused(ended: &Value) -> bool {
+    ended["message"].as_str().is_some_and(|message| message.contains("not known"))
 }
 
 fn get(connection: &mut Connection, pod: &Pod) -> Result<(u16, Value)> {

@@ -128,7 +128,7 @@ enum Outcome {
     /// Answered as not done, for a full disk.
     Refused,
     /// No answer.
-    Gone,
+    Gone(anyhow::Error),
 }
 
 impl Images {
@@ -182,9 +182,12 @@ impl Images {
             };
             match outcome {
                 Outcome::Done => {}
-                Outcome::Gone => {
-                    ensure!(work.stopped(), "{}:{tag}: no answer", self.repository);
-                    return Ok(());
+                Outcome::Gone(error) => {
+                    return if work.stopped() {
+                        Ok(())
+                    } else {
+                        Err(error.context(format!("{}:{tag}: no answer", self.repository)))
+                    };
                 }
                 Outcome::Refused if refusals => work.count(|counts| counts.blobs_refused += 1),
                 Outcome::Refused => bail!("{}:{tag}: refused for a full disk", self.repository),
@@ -211,8 +214,9 @@ impl Images {
     ) -> Result<Outcome> {
         for blob in [&image.layer, &image.config] {
             let step = || work.step();
-            let Ok(answer) = blob_put(connection, &self.repository, blob, chunked, &step) else {
-                return Ok(Outcome::Gone);
+            let answer = match blob_put(connection, &self.repository, blob, chunked, &step) {
+                Ok(answer) => answer,
+                Err(error) => return Ok(Outcome::Gone(error)),
             };
             if let Some(outcome) = refused(&answer)? {
                 return Ok(outcome);
@@ -222,9 +226,10 @@ impl Images {
         }
         let path = format!("/v2/{}/manifests/{tag}", self.repository);
         self.begin(tag, image);
-        let Ok(answer) = connection.send("PUT", &path, archive::MANIFEST, &image.manifest, &|| work.step())
-        else {
-            return Ok(Outcome::Gone);
+        let sent = connection.send("PUT", &path, archive::MANIFEST, &image.manifest, &|| work.step());
+        let answer = match sent {
+            Ok(answer) => answer,
+            Err(error) => return Ok(Outcome::Gone(error)),
         };
         if let Some(outcome) = refused(&answer)? {
             // Manifest and tag are two files: the first may be there.
@@ -240,8 +245,9 @@ impl Images {
         let path = format!("/v2/{}/manifests/{tag}", self.repository);
         let register = self.tags.entry(tag.to_owned()).or_default();
         register.begin(None);
-        let Ok(answer) = connection.send("DELETE", &path, "", b"", &|| true) else {
-            return Ok(Outcome::Gone);
+        let answer = match connection.send("DELETE", &path, "", b"", &|| true) {
+            Ok(answer) => answer,
+            Err(error) => return Ok(Outcome::Gone(error)),
         };
         if let Some(outcome) = refused(&answer)? {
             register.refuse();
