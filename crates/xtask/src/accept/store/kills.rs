@@ -65,8 +65,8 @@ pub(super) fn run(setting: &Setting) -> Result<String> {
     let (loads, starts) = (kills.loaded.pushed(), kills.starts_killed);
     sandbox.end()?;
     Ok(format!(
-        "{times} kills and {starts} more of a starting daemon: {objects} object writes, {pushed} pushes and {loads} loads acknowledged, all there; \
-         {in_flight} object writes in flight, {arrived} of them there, whole; {blobs} blobs whole, {images} images \
+        "{times} kills and {starts} more of a starting daemon: {objects} object writes, {pushed} pushes and \
+         {loads} loads acknowledged, all there; {in_flight} object writes in flight, {arrived} of them there, whole; {blobs} blobs whole, {images} images \
          read by crane; no orphan; {known} exit codes true, {unknown} unknown"
     ))
 }
