@@ -1,11 +1,15 @@
-//! One owner a folder: an advisory lock (flock) that the kernel drops when its holder dies.
+//! One owner a folder: an advisory lock that the kernel drops when its holder dies.
+//!
+//! It belongs to the open file (`F_OFD_SETLK`, fcntl(2)), and unlike with flock others can ask whether it is held without
+//! holding it themselves for a moment, in which an owner that starts would be refused.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, flock};
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
 
 /// Why the lock was not taken.
 #[derive(Debug, thiserror::Error)]
@@ -46,9 +50,9 @@ impl Lock {
             .mode(0o600)
             .open(path)
             .map_err(io)?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => {
+        match fcntl(&file, FcntlArg::F_OFD_SETLK(&whole(libc::F_WRLCK))) {
+            Ok(_) => {}
+            Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EACCES) => {
                 let mut holder = String::new();
                 let read = (&mut file).take(64).read_to_string(&mut holder).is_ok();
                 let holder = holder.trim().to_owned();
@@ -63,6 +67,24 @@ impl Lock {
         file.rewind().map_err(io)?;
         writeln!(file, "{}", std::process::id()).map_err(io)?;
         Ok(Self { _file: file })
+    }
+
+    /// Whether somebody holds the lock whose file this is.
+    pub fn is_held(file: &File) -> io::Result<bool> {
+        let mut asked = whole(libc::F_WRLCK);
+        fcntl(file, FcntlArg::F_OFD_GETLK(&mut asked))?;
+        Ok(asked.l_type != libc::F_UNLCK as libc::c_short)
+    }
+}
+
+/// A lock of the whole file.
+fn whole(kind: libc::c_int) -> libc::flock {
+    libc::flock {
+        l_type: kind as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
     }
 }
 
@@ -80,7 +102,10 @@ mod tests {
             error.to_string().ends_with(&format!("is held by process {}", std::process::id())),
             "{error}"
         );
+        let file = File::open(&path).unwrap();
+        assert!(Lock::is_held(&file).unwrap());
         drop(first);
+        assert!(!Lock::is_held(&file).unwrap());
         Lock::acquire(&path).unwrap();
     }
 }
