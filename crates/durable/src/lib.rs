@@ -9,7 +9,7 @@ pub mod record;
 mod staged;
 
 pub use lock::Lock;
-pub use staged::Staged;
+pub use staged::{Staged, commit_together};
 
 use std::fs::{DirBuilder, File};
 use std::io;
@@ -119,6 +119,25 @@ mod tests {
         std::fs::write(path.join("inside"), b"x").unwrap();
         assert!(write(&path, b"two").is_err());
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn files_committed_together_are_all_there_or_none_is() {
+        use std::io::Write as _;
+        let dir = tempfile::tempdir().unwrap();
+        let other = dir.path().join("other");
+        std::fs::create_dir(&other).unwrap();
+        let stage = |folder: &Path, name: &str| {
+            let mut staged = Staged::new(folder).unwrap();
+            staged.write_all(name.as_bytes()).unwrap();
+            (staged, folder.join(name))
+        };
+        commit_together(vec![stage(dir.path(), "a"), stage(&other, "b"), stage(dir.path(), "c")]).unwrap();
+        assert_eq!(std::fs::read(other.join("b")).unwrap(), b"b");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 3);
+        drop(vec![stage(dir.path(), "d"), stage(&other, "e")]);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 3);
+        commit_together(Vec::new()).unwrap();
     }
 
     #[test]

@@ -50,10 +50,57 @@ impl Staged {
     /// fsync, rename to `destination` (replacing what is there), fsync of its folder.
     pub fn commit(mut self, destination: &Path) -> io::Result<()> {
         self.file.sync_all()?;
-        std::fs::rename(&self.path, destination)?;
-        self.committed = true;
+        self.rename(destination)?;
         sync_dir(crate::parent(destination)?)
     }
+
+    fn rename(&mut self, destination: &Path) -> io::Result<()> {
+        std::fs::rename(&self.path, destination)?;
+        self.committed = true;
+        Ok(())
+    }
+}
+
+/// Commits several files with few waits for the disk: their contents are synced at the same time, then they get their
+/// names in the order given, then their folders are synced in that order. File systems with a journal keep the order
+/// of names, so after a power cut a file has its name only if those before it have theirs.
+pub fn commit_together(mut files: Vec<(Staged, PathBuf)>) -> io::Result<()> {
+    sync_contents(&files)?;
+    let mut folders: Vec<&Path> = Vec::new();
+    for (staged, destination) in &mut files {
+        staged.rename(destination)?;
+        let folder = crate::parent(destination)?;
+        if !folders.contains(&folder) {
+            folders.push(folder);
+        }
+    }
+    folders.into_iter().try_for_each(sync_dir)
+}
+
+/// fsync of all at once: the file system writes its journal once for those that wait for it together.
+fn sync_contents(files: &[(Staged, PathBuf)]) -> io::Result<()> {
+    let Some(((first, _), rest)) = files.split_first() else { return Ok(()) };
+    std::thread::scope(|scope| {
+        let sync = |staged: &Staged| staged.file.sync_all();
+        let others: Vec<_> = rest
+            .iter()
+            .map(|(staged, _)| {
+                (staged, std::thread::Builder::new().spawn_scoped(scope, move || sync(staged)))
+            })
+            .collect();
+        let mut result = sync(first);
+        for (staged, thread) in others {
+            let synced = match thread.map(std::thread::ScopedJoinHandle::join) {
+                Ok(joined) => {
+                    joined.unwrap_or_else(|_| Err(io::Error::other("a thread that synced panicked")))
+                }
+                // No thread to be had: then one after the other.
+                Err(_) => sync(staged),
+            };
+            result = result.and(synced);
+        }
+        result
+    })
 }
 
 impl Write for Staged {

@@ -1,11 +1,13 @@
 //! Names as files: `names/<domain>/<path with + for />/{tags,manifests,referrers}/…`, each a small JSON record.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Write as _},
     path::{Path, PathBuf},
     time::SystemTime,
 };
 
+use durable::Staged;
 use oci::{
     Descriptor, Digest, Reference,
     manifest::{Content, Document},
@@ -58,10 +60,12 @@ impl Store {
                 self.expect_blob(blob)?;
             }
         }
+        let mut files = Vec::new();
         if self.size(&document.descriptor.digest)? != Some(document.raw.len() as u64) {
-            self.put_without_gate(&document)?;
+            files.push(stage(self.blob_path(&document.descriptor.digest), &document.raw)?);
         }
-        self.link(reference, &document)?;
+        self.stage_links(reference, &document, &mut files)?;
+        commit(files)?;
         Ok(document)
     }
 
@@ -72,7 +76,9 @@ impl Store {
         if !descriptor.media_type.is_empty() {
             document.descriptor.media_type.clone_from(&descriptor.media_type);
         }
-        self.link(reference, &document)
+        let mut files = Vec::new();
+        self.stage_links(reference, &document, &mut files)?;
+        commit(files)
     }
 
     /// What a reference names here: the manifest or index, with its media type and size.
@@ -206,29 +212,27 @@ impl Store {
         }
     }
 
-    fn put_without_gate(&self, document: &Document) -> Result<()> {
-        let path = self.blob_path(&document.descriptor.digest);
-        durable::write(&path, &document.raw).map_err(Error::io("writing", &path))
-    }
-
-    /// Writes the links: the revision first, so that a tag never points at what the repository does not have.
-    fn link(&self, reference: &Reference, document: &Document) -> Result<()> {
+    /// Adds the links: the revision first, so that a tag never points at what the repository does not have.
+    fn stage_links(&self, reference: &Reference, document: &Document, files: &mut Vec<Named>) -> Result<()> {
         let dir = self.repository_dir(reference);
         let descriptor = &document.descriptor;
-        write(&dir.join("manifests"), &file_name(&descriptor.digest), descriptor)?;
+        files.push(stage_record(&dir.join("manifests"), &file_name(&descriptor.digest), descriptor)?);
         if let Some(subject) = document.subject() {
             let mut referrer = descriptor.clone();
             referrer.artifact_type = document.artifact_type().map(str::to_owned);
             referrer.annotations = document.annotations().clone();
             let dir = dir.join("referrers").join(file_name(&subject.digest));
-            write(&dir, &file_name(&descriptor.digest), &referrer)?;
+            files.push(stage_record(&dir, &file_name(&descriptor.digest), &referrer)?);
         }
-        match (reference.tag(), reference.digest()) {
-            (None, Some(_)) => Ok(()),
-            _ => write(&dir.join("tags"), reference.tag_or_latest(), descriptor),
+        if reference.tag().is_some() || reference.digest().is_none() {
+            files.push(stage_record(&dir.join("tags"), reference.tag_or_latest(), descriptor)?);
         }
+        Ok(())
     }
 }
+
+/// A staged file and the name that it gets.
+type Named = (Staged, PathBuf);
 
 /// Removes what a crash left half-written.
 pub(crate) fn sweep(dir: &Path) -> Result<()> {
@@ -247,12 +251,25 @@ fn file_name(digest: &Digest) -> String {
     format!("{}-{}", digest.algorithm().as_str(), digest.hex())
 }
 
-fn write(dir: &Path, name: &str, descriptor: &Descriptor) -> Result<()> {
+fn stage_record(dir: &Path, name: &str, descriptor: &Descriptor) -> Result<Named> {
     let path = dir.join(name);
     let record = Record { version: VERSION, descriptor: descriptor.clone() };
     let bytes = serde_json::to_vec(&record).map_err(|e| Error::io("encoding", &path)(e.into()))?;
     durable::create_dir_all(dir).map_err(Error::io("making", dir))?;
-    durable::write(&path, &bytes).map_err(Error::io("writing", &path))
+    stage(path, &bytes)
+}
+
+fn stage(path: PathBuf, bytes: &[u8]) -> Result<Named> {
+    let dir = path.parent().unwrap_or(Path::new("/"));
+    let mut staged = Staged::new(dir).map_err(Error::io("making a file in", dir))?;
+    staged.write_all(bytes).map_err(Error::io("writing", &path))?;
+    Ok((staged, path))
+}
+
+/// Durable in this order, the last one's name standing for all in an error.
+fn commit(files: Vec<Named>) -> Result<()> {
+    let path = files.last().map(|(_, path)| path.clone()).unwrap_or_default();
+    durable::commit_together(files).map_err(Error::io("writing", &path))
 }
 
 fn read(path: &Path) -> Result<Option<Descriptor>> {
