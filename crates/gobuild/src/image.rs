@@ -84,14 +84,21 @@ pub async fn assemble<S: Sink>(binary: &Binary, options: &Options, sink: &S) -> 
     let (base, spooled) = tokio::join!(put_base(sink), spooled);
     let (base, spooled) = (base?, spooled?);
     let mut layers = vec![base];
-    for Spooled { layer, path } in spooled {
-        put(sink, &layer.descriptor, Source::File(path)).await?;
-        layers.push(layer);
-    }
+    layers.extend(spooled.iter().map(|spooled| spooled.layer.clone()));
     let config = config(binary, options, &layers);
     let bytes = Bytes::from(config.to_vec());
     let config_descriptor = Descriptor::of(media_type::OCI_CONFIG, &bytes);
-    put(sink, &config_descriptor, Source::Bytes(bytes)).await?;
+    // The sink keeps each durably before it answers: what waits for the disk waits together.
+    let put_layers = async {
+        for Spooled { layer, path } in spooled {
+            put(sink, &layer.descriptor, Source::File(path)).await?;
+        }
+        Ok::<(), Error>(())
+    };
+    let put_config = put(sink, &config_descriptor, Source::Bytes(bytes));
+    // To the end of both, so that of two errors always the same is told.
+    let (put_layers, put_config) = tokio::join!(put_layers, put_config);
+    put_layers.and(put_config)?;
     let size = layers.iter().map(|layer| layer.descriptor.size).sum();
     let descriptors = layers.into_iter().map(|layer| layer.descriptor).collect();
     let mut manifest = Manifest::new(config_descriptor, descriptors);

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::{Command, parse};
 use crate::{
-    context::Context,
+    context::{Connection, Context},
     failure::{Failure, Result},
     output::{self, Format},
     publish,
@@ -75,7 +75,11 @@ async fn build(context: &Context, matches: &ArgMatches) -> Result<ExitCode> {
     let options = args.build.image(&folder)?;
     let build = args.build.options(architecture.as_deref(), args.parallel);
     let plan = publish::plan(context, &Target::parse(&args.target), build).await?;
-    let binary = publish::compile(context, &plan).await?;
+    // A daemon that runs is found while Go compiles; one that has to be started waits for a program that compiles.
+    let needs_daemon = push.as_ref().map_or(args.output.is_none(), Reference::is_embedded);
+    let running = async { if needs_daemon { context.connect_running().await } else { Ok(None) } };
+    let (binary, running) = tokio::join!(publish::compile(context, &plan), running);
+    let (binary, mut running) = (binary?, running?);
     let mut done: Option<(Reference, image::Image)> = None;
     if let Some(path) = &args.output {
         let reference = push.clone().map_or_else(|| publish::embedded(plan.name()), Ok)?;
@@ -84,7 +88,7 @@ async fn build(context: &Context, matches: &ArgMatches) -> Result<ExitCode> {
     }
     if let Some(reference) = &push {
         let registry = match reference.is_embedded() {
-            true => context.connect().await?.registry,
+            true => connect(context, &mut running).await?.registry,
             false => context.registry_outside()?,
         };
         done = Some(publish::push(context, &registry, reference, &binary, &options).await?);
@@ -92,7 +96,7 @@ async fn build(context: &Context, matches: &ArgMatches) -> Result<ExitCode> {
     let (reference, image) = match done {
         Some(done) => done,
         None => {
-            let registry = context.connect().await?.registry;
+            let registry = connect(context, &mut running).await?.registry;
             publish::push(context, &registry, &publish::embedded(plan.name())?, &binary, &options).await?
         }
     };
@@ -111,6 +115,13 @@ async fn build(context: &Context, matches: &ArgMatches) -> Result<ExitCode> {
         _ => context.printer.data(&facts.image),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+async fn connect(context: &Context, running: &mut Option<Connection>) -> Result<Connection> {
+    match running.take() {
+        Some(connection) => Ok(connection),
+        None => context.connect().await,
+    }
 }
 
 fn architecture(platform: &str) -> Result<String> {

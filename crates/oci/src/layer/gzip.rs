@@ -31,6 +31,8 @@ pub struct Encoder<W: Write> {
     /// Blocks on their way, in order.
     pending: VecDeque<mpsc::Receiver<io::Result<Vec<u8>>>>,
     workers: Option<Workers>,
+    /// For blocks that the caller's thread compresses.
+    deflate: Option<Deflate>,
     threads: usize,
     total: usize,
 }
@@ -50,6 +52,7 @@ impl<W: Write> Encoder<W> {
             crc: Crc::new(),
             pending: VecDeque::new(),
             workers: None,
+            deflate: None,
             threads,
             total: 0,
         })
@@ -80,7 +83,8 @@ impl<W: Write> Encoder<W> {
             self.workers = Workers::start(self.threads);
         }
         let Some(workers) = &self.workers else {
-            return self.inner.write_all(&deflate(&block, last)?);
+            let deflate = self.deflate.get_or_insert_with(Deflate::new);
+            return self.inner.write_all(&deflate.block(&block, last)?);
         };
         let (sender, receiver) = mpsc::sync_channel(1);
         workers
@@ -127,11 +131,12 @@ impl Workers {
         for _ in 0..threads {
             let receiver = Arc::clone(&receiver);
             let work = move || {
+                let mut deflate = Deflate::new();
                 loop {
                     let job = receiver.lock().unwrap_or_else(|e| e.into_inner()).recv();
                     let Ok((block, last, reply)) = job else { return };
                     // The reader may be gone after an error of its own.
-                    let _ = reply.send(deflate(&block, last));
+                    let _ = reply.send(deflate.block(&block, last));
                 }
             };
             match thread::Builder::new().name("gzip".into()).spawn(work) {
@@ -144,26 +149,37 @@ impl Workers {
     }
 }
 
-/// One block: raw deflate, flushed to a byte boundary, or ended when it is the last.
-fn deflate(block: &[u8], last: bool) -> io::Result<Vec<u8>> {
-    let mut compress = Compress::new(Compression::new(1), false);
-    let mut out = Vec::with_capacity(block.len() / 2 + 1024);
-    let flush = if last { FlushCompress::Finish } else { FlushCompress::Sync };
-    loop {
-        let consumed = compress.total_in() as usize;
-        let room = out.capacity() - out.len();
-        let status = compress.compress_vec(&block[consumed..], &mut out, flush).map_err(io::Error::other)?;
-        let all_in = compress.total_in() as usize == block.len();
-        let done = match status {
-            Status::StreamEnd => true,
-            // A sync flush is complete once it leaves room in the output.
-            Status::Ok | Status::BufError => !last && all_in && out.len() < out.capacity(),
-        };
-        if done {
-            return Ok(out);
-        }
-        if room < 64 || out.len() == out.capacity() {
-            out.reserve(block.len() / 4 + 1024);
+/// A compressor that forgets each block: its tables are large, and made once.
+struct Deflate(Box<Compress>);
+
+impl Deflate {
+    fn new() -> Self {
+        Deflate(Box::new(Compress::new(Compression::new(1), false)))
+    }
+
+    /// One block: raw deflate, flushed to a byte boundary, or ended when it is the last.
+    fn block(&mut self, block: &[u8], last: bool) -> io::Result<Vec<u8>> {
+        let compress = &mut self.0;
+        compress.reset();
+        let mut out = Vec::with_capacity(block.len() / 2 + 1024);
+        let flush = if last { FlushCompress::Finish } else { FlushCompress::Sync };
+        loop {
+            let consumed = compress.total_in() as usize;
+            let room = out.capacity() - out.len();
+            let status =
+                compress.compress_vec(&block[consumed..], &mut out, flush).map_err(io::Error::other)?;
+            let all_in = compress.total_in() as usize == block.len();
+            let done = match status {
+                Status::StreamEnd => true,
+                // A sync flush is complete once it leaves room in the output.
+                Status::Ok | Status::BufError => !last && all_in && out.len() < out.capacity(),
+            };
+            if done {
+                return Ok(out);
+            }
+            if room < 64 || out.len() == out.capacity() {
+                out.reserve(block.len() / 4 + 1024);
+            }
         }
     }
 }
