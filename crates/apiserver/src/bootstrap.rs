@@ -17,13 +17,12 @@ const MANAGER: &str = "gantry";
 
 /// Makes what is missing.
 pub(crate) async fn run(api: &Api, advertise: Option<SocketAddr>) -> Result<(), Error> {
-    for name in NAMESPACES {
-        // What people do to a Namespace stays done.
-        if api.store.get(&format!("/core/namespaces/{name}")).is_some() {
-            continue;
-        }
-        ensure(api, "", "namespaces", "", name, json!({ "metadata": { "name": name } })).await?;
-    }
+    // Together, so that the store commits them together. What people do to a Namespace stays done.
+    let missing =
+        NAMESPACES.iter().filter(|name| api.store.get(&format!("/core/namespaces/{name}")).is_none());
+    let made =
+        missing.map(|name| ensure(api, "", "namespaces", "", name, json!({ "metadata": { "name": name } })));
+    futures::future::try_join_all(made).await?;
     let (network, _) = api.service_cidr;
     let address = Ipv4Addr::from(u32::from(network) + 1);
     let port = advertise.map_or(6443, |address| address.port());
@@ -39,8 +38,8 @@ pub(crate) async fn run(api: &Api, advertise: Option<SocketAddr>) -> Result<(), 
             "type": "ClusterIP",
         },
     });
-    ensure(api, "", "services", "default", "kubernetes", service).await?;
-    let Some(advertise) = advertise else { return Ok(()) };
+    let service = ensure(api, "", "services", "default", "kubernetes", service);
+    let Some(advertise) = advertise else { return service.await };
     let family = if advertise.is_ipv4() { "IPv4" } else { "IPv6" };
     let slice = json!({
         "metadata": {
@@ -52,7 +51,8 @@ pub(crate) async fn run(api: &Api, advertise: Option<SocketAddr>) -> Result<(), 
         "endpoints": [{ "addresses": [advertise.ip().to_string()], "conditions": { "ready": true } }],
         "ports": [{ "name": "https", "port": advertise.port(), "protocol": "TCP" }],
     });
-    ensure(api, "discovery.k8s.io", "endpointslices", "default", "kubernetes", slice).await
+    let slice = ensure(api, "discovery.k8s.io", "endpointslices", "default", "kubernetes", slice);
+    futures::future::try_join(service, slice).await.map(drop)
 }
 
 /// Creates an object, or brings it to what it should be.

@@ -1,7 +1,8 @@
 //! The daemon: API server, controllers, node agent and registry in one process.
 //!
 //! Opened in this order, because each needs the one before: state folder (whose lock makes this the only daemon) →
-//! network → stores → API server → controllers, node, registry → proxy. Ended in the opposite one. Containers, the
+//! network, stores, authority → API server, certificates → controllers, node, registry → proxy. What needs not the
+//! other is opened beside it: a start is mostly waiting for the disk. Ended in the opposite one. Containers, the
 //! proxy and its sockets stay when the daemon goes, whichever way it goes.
 
 mod console;
@@ -18,7 +19,7 @@ pub use proxy::main as proxy_main;
 pub use teardown::remove_outside;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -76,36 +77,41 @@ async fn serve(state: State, ready: &mut dyn FnMut()) -> Result<()> {
 }
 
 async fn start(state: &State, scope: &Scope) -> Result<()> {
-    let network = {
-        let config = network::Config { state_dir: state.dir.clone(), instance: state.instance.clone() };
-        tokio::task::spawn_blocking(move || network::Network::open(config))
-            .await?
-            .context("open the network")?
-    };
-    let authority = Authority::open(&state.dir.join("ca")).context("open the certificate authority")?;
-    let kept = proxy::Kept::take(state, scope).await;
+    let (network, authority, images, objects, runtime, kept) = tokio::try_join!(
+        beside(state, |state| {
+            let config = network::Config { state_dir: state.dir, instance: state.instance };
+            network::Network::open(config).context("open the network")
+        }),
+        beside(state, |state| {
+            Authority::open(&state.dir.join("ca")).map(Arc::new).context("open the certificate authority")
+        }),
+        beside(state, |state| images::Store::open(&state.dir).context("open the image store")),
+        beside(state, |state| {
+            store::Store::open(&state.dir.join("store"), store::Options::default())
+                .context("open the object store")
+        }),
+        beside(state, open_runtime),
+        async { Ok(proxy::Kept::take(state, scope).await) },
+    )?;
     let listeners = Listeners::open(state, &kept)?;
-    let endpoints = listeners.endpoints()?;
-    state::write_endpoints(&state.dir, &endpoints)?;
-
-    let images = images::Store::open(&state.dir).context("open the image store")?;
-    let objects = store::Store::open(&state.dir.join("store"), store::Options::default())
-        .context("open the object store")?;
     let pod_facing = SocketAddr::from((network.router_ip(), API_PORT_IN_ROUTER));
     let service_cidr = network.service_cidr();
     let server = apiserver::Server::open(apiserver::Config {
         service_cidr: (service_cidr.address(), service_cidr.prefix()),
         advertise: Some(pod_facing),
         ..apiserver::Config::new(objects)
-    })
-    .await
-    .context("open the API server")?;
+    });
+    let server = async { server.await.context("open the API server") };
+    let (server, tls, ()) = tokio::try_join!(
+        server,
+        certify(state, &authority, &network),
+        issue(state, &authority, listeners.endpoints()?)
+    )?;
 
-    issue(state, &authority, &endpoints)?;
-    serve_api(&server, &authority, &network, &listeners, pod_facing, scope)?;
+    serve_api(&server, &tls, &network, &listeners, pod_facing, scope)?;
     serve_registry(state, &images, &listeners, scope)?;
 
-    let node = start_node(state, &server, &network, images.clone(), scope)?;
+    let node = start_node(state, &server, &network, images.clone(), runtime, scope)?;
     let client = server.client(apiserver::Identity::admin());
     let collector = garbage::Collector { images, node: node.clone(), client };
     scope.spawn("image garbage", collector.run(state.dir.clone()));
@@ -121,6 +127,15 @@ async fn start(state: &State, scope: &Scope) -> Result<()> {
     };
     controllers::start(client_for, scope);
     proxy::hold(state, kept, listeners.named(), server.client(apiserver::Identity::admin()), scope)
+}
+
+/// Runs what waits for the disk on a thread for it.
+async fn beside<T: Send + 'static>(
+    state: &State,
+    work: impl FnOnce(State) -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let state = state.clone();
+    tokio::task::spawn_blocking(move || work(state)).await?
 }
 
 /// Where Pods find the API server: the router's address and the port that `kubernetes.default.svc` leads to.
@@ -182,25 +197,32 @@ impl Listeners {
     }
 }
 
-/// Writes the kubeconfigs: root's, the proxy's, and that of the user behind sudo.
-fn issue(state: &State, authority: &Authority, endpoints: &Endpoints) -> Result<()> {
-    let admin = authority.client("admin", Some("system:masters"))?;
-    kubeconfig::write(&state.dir.join("kubeconfig"), &endpoints.kubernetes, authority, "admin", &admin)?;
-    let user = "system:gantry:proxy";
-    let issued = authority.client(user, Some("system:gantry"))?;
-    kubeconfig::write(&state.run("proxy.kubeconfig"), &endpoints.kubernetes, authority, user, &issued)?;
-    let token = state.registry_token()?;
-    user::issue(&endpoints.kubernetes, authority, &token)
+/// Writes the addresses and the kubeconfigs: root's, the proxy's, and that of the user behind sudo.
+async fn issue(state: &State, authority: &Arc<Authority>, endpoints: Endpoints) -> Result<()> {
+    let server = endpoints.kubernetes.clone();
+    let kubeconfig = |user: &'static str, group: &'static str, path: PathBuf| {
+        let (authority, server) = (Arc::clone(authority), server.clone());
+        beside(state, move |_| {
+            let issued = authority.client(user, Some(group))?;
+            kubeconfig::write(&path, &server, &authority, user, &issued)
+        })
+    };
+    let (inner, kubernetes) = (Arc::clone(authority), server.clone());
+    tokio::try_join!(
+        kubeconfig("admin", "system:masters", state.dir.join("kubeconfig")),
+        kubeconfig("system:gantry:proxy", "system:gantry", state.run("proxy.kubeconfig")),
+        beside(state, move |state| state::write_endpoints(&state.dir, &endpoints)),
+        beside(state, move |state| user::issue(&kubernetes, &inner, &state.registry_token()?)),
+    )?;
+    Ok(())
 }
 
-fn serve_api(
-    server: &apiserver::Server,
-    authority: &Authority,
+/// The API server's side of TLS.
+async fn certify(
+    state: &State,
+    authority: &Arc<Authority>,
     network: &network::Network,
-    listeners: &Listeners,
-    pod_facing: SocketAddr,
-    scope: &Scope,
-) -> Result<()> {
+) -> Result<Arc<rustls::ServerConfig>> {
     let mut names: Vec<String> = ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc"]
         .into_iter()
         .map(str::to_owned)
@@ -212,14 +234,28 @@ fn serve_api(
         network.api_ip().into(),
         network.router_ip().into(),
     ];
-    let tls = authority.server_config(&names, &addresses).context("make the API server's certificate")?;
+    let authority = Arc::clone(authority);
+    beside(state, move |_| {
+        authority.server_config(&names, &addresses).context("make the API server's certificate")
+    })
+    .await
+}
+
+fn serve_api(
+    server: &apiserver::Server,
+    tls: &Arc<rustls::ServerConfig>,
+    network: &network::Network,
+    listeners: &Listeners,
+    pod_facing: SocketAddr,
+    scope: &Scope,
+) -> Result<()> {
     let inside = network
         .run_in(&network::Place::Router, move || std::net::TcpListener::bind(pod_facing))
         .context("enter the router's namespace")?
         .with_context(|| format!("listen on {pod_facing} for Pods"))?;
     inside.set_nonblocking(true)?;
     for listener in [listeners.tokio("kubernetes")?, tokio::net::TcpListener::from_std(inside)?] {
-        let (server, tls, inner) = (server.clone(), Arc::clone(&tls), scope.clone());
+        let (server, tls, inner) = (server.clone(), Arc::clone(tls), scope.clone());
         scope.spawn_graceful("kubernetes api", async move {
             if let Err(error) = server.serve(listener, tls.as_ref().clone(), &inner).await {
                 tracing::error!(error = %anyhow::Error::from(error), "serve the Kubernetes API");
@@ -244,20 +280,20 @@ fn serve_registry(state: &State, images: &images::Store, listeners: &Listeners, 
     Ok(())
 }
 
+fn open_runtime(state: State) -> Result<runtime::Runtime> {
+    let exe = std::env::current_exe().context("find the gantry binary")?;
+    let config = runtime::Config { state_dir: state.dir, instance: state.instance, exe };
+    runtime::Runtime::open(config).context("open the container runtime")
+}
+
 fn start_node(
     state: &State,
     server: &apiserver::Server,
     network: &network::Network,
     images: images::Store,
+    runtime: runtime::Runtime,
     scope: &Scope,
 ) -> Result<node::Node> {
-    let exe = std::env::current_exe().context("find the gantry binary")?;
-    let runtime = runtime::Runtime::open(runtime::Config {
-        state_dir: state.dir.clone(),
-        instance: state.instance.clone(),
-        exe,
-    })
-    .context("open the container runtime")?;
     let name = node_name();
     let node = node::Node::open(node::Config {
         client: server.client(apiserver::Identity::node(&name)),

@@ -1,6 +1,7 @@
 //! The state folder: who owns it, what it is called, which addresses it listens on.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -21,14 +22,19 @@ impl State {
     pub fn open(dir: &Path) -> Result<Self> {
         durable::create_dir_all(dir).with_context(|| format!("make the state folder {}", dir.display()))?;
         let dir = dir.canonicalize().with_context(|| format!("find {}", dir.display()))?;
+        let mut made = false;
         for inner in ["run", "logs"] {
-            durable::create_dir_all_with_mode(&dir.join(inner), 0o711)?;
+            made |= make_folder(&dir.join(inner))?;
         }
         let path = dir.join("instance");
+        if made && path.exists() {
+            durable::sync_dir(&dir)?;
+        }
         let instance = match std::fs::read_to_string(&path) {
             Ok(text) => text.trim().to_owned(),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 let instance = format!("{:08x}", rand::rng().random::<u32>());
+                // Makes the names of the folders above durable too.
                 durable::write(&path, instance.as_bytes())
                     .with_context(|| format!("write {}", path.display()))?;
                 instance
@@ -88,6 +94,15 @@ impl State {
             }
             Err(error) => Err(error).with_context(|| format!("read {}", path.display())),
         }
+    }
+}
+
+/// Makes a folder that others may only pass through; whether it was missing. Its name is not yet durable.
+fn make_folder(path: &Path) -> std::io::Result<bool> {
+    match std::fs::DirBuilder::new().mode(0o711).create(path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists && path.is_dir() => Ok(false),
+        Err(error) => Err(error),
     }
 }
 
