@@ -30,4 +30,4 @@ test: setup-test
 
 bench: setup-bench
 	cargo build --release --package gantry
-	cargo xtask bench
+	cargo xtask bench --write

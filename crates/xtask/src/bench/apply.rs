@@ -28,13 +28,14 @@ const WARM: usize = 50;
 fn run(setting: &Setting) -> Result<Vec<Row>> {
     let sandbox = Sandbox::new(&setting.gantry)?;
     sandbox.ok(["daemon", "start"])?;
-    let mut client = Api::of_kubeconfig(&sandbox.state().join("kubeconfig"))?.connect()?;
-    patch(&mut client, 0, WARM, &mut Samples::default())?;
     let mut peer = Kubernetes::start().and_then(|peer| {
         let mut client = peer.api().connect()?;
         patch(&mut client, 0, WARM, &mut Samples::default())?;
         Ok((peer, client))
     });
+    // Only now: the peer takes its time, and a connection without requests is closed.
+    let mut client = Api::of_kubeconfig(&sandbox.state().join("kubeconfig"))?.connect()?;
+    patch(&mut client, 0, WARM, &mut Samples::default())?;
     let mut alive = peer.as_ref().map(drop).map_err(|error| anyhow::anyhow!("{error:#}"));
     let (mut ours, mut theirs) = (Samples::default(), Samples::default());
     for round in 0..setting.rounds {

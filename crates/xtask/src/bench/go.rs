@@ -22,13 +22,6 @@ impl Hello {
         Ok(Self { folder, source })
     }
 
-    /// The same program on another port, as a process on the machine has none of its own.
-    pub(crate) fn on_port(mut self, port: u16) -> Result<Self> {
-        self.source = self.source.replace(":8080", &format!(":{port}"));
-        std::fs::write(self.folder.join("main.go"), &self.source)?;
-        Ok(self)
-    }
-
     /// Changes the greeting.
     pub(crate) fn edit(&self, text: &str) -> Result<()> {
         let source = self.source.replace("Hello, World!", text);

@@ -20,7 +20,8 @@ mod samples;
 mod start;
 
 use std::path::PathBuf;
-use std::time::Instant;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -28,6 +29,8 @@ pub(crate) use row::Row;
 
 /// Fewer rounds say nothing about a median.
 const ROUNDS_MIN: usize = 10;
+/// A figure that takes longer is not measured. Ten rounds take a minute or two.
+const FIGURE_SECONDS_MAX: u64 = 240;
 
 /// Which figures, and how often.
 #[derive(clap::Args)]
@@ -46,6 +49,7 @@ pub(crate) struct Arguments {
 }
 
 /// What a figure is given.
+#[derive(Clone)]
 pub(crate) struct Setting {
     /// The release binary.
     pub(crate) gantry: PathBuf,
@@ -97,8 +101,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 
 /// Measures the named figures, or all, and prints each row as it comes.
 pub(crate) fn measure(setting: &Setting, names: &[String]) -> Vec<Row> {
-    let wanted = |figure: &&Figure| names.is_empty() || names.iter().any(|name| name == figure.name);
+    let wanted = |figure: &&'static Figure| names.is_empty() || names.iter().any(|name| name == figure.name);
     prepare();
+    even();
     crate::print(row::HEAD);
     let mut all = Vec::new();
     for figure in FIGURES.iter().filter(wanted) {
@@ -130,17 +135,36 @@ fn prepare() {
     }
 }
 
-fn in_namespace(figure: &Figure, setting: &Setting) -> Result<Vec<Row>> {
-    std::thread::scope(|scope| {
-        let worker = scope.spawn(|| {
-            crate::sandbox::enter_network_namespace()?;
-            (figure.run)(setting).with_context(|| format!("{} beside {}", figure.name, figure.peer))
+/// Gantry's processes and the peers are in sessions of their own: if ours had another priority among sessions, whoever
+/// runs inside ours would be measured with it.
+fn even() {
+    // Absent where the kernel does not group by session; then there is nothing to even out.
+    if let Err(error) = std::fs::write("/proc/self/autogroup", "0")
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        crate::say(&format!("priority of this session: {error}"));
+    }
+}
+
+/// Measures a figure, or gives up on it: a hang is a finding, and the figures behind it are measured.
+fn in_namespace(figure: &'static Figure, setting: &Setting) -> Result<Vec<Row>> {
+    let (sender, receiver) = mpsc::channel();
+    let setting = setting.clone();
+    let worker = std::thread::spawn(move || {
+        let rows = crate::sandbox::enter_network_namespace().and_then(|()| {
+            (figure.run)(&setting).with_context(|| format!("{} beside {}", figure.name, figure.peer))
         });
-        match worker.join() {
-            Ok(rows) => rows,
-            Err(_) => bail!("the figure panicked"),
+        // Nobody asks any more after the deadline.
+        let _ = sender.send(rows);
+    });
+    match receiver.recv_timeout(Duration::from_secs(FIGURE_SECONDS_MAX)) {
+        Ok(rows) => {
+            let _ = worker.join();
+            rows
         }
-    })
+        Err(mpsc::RecvTimeoutError::Disconnected) => bail!("the figure panicked"),
+        Err(mpsc::RecvTimeoutError::Timeout) => bail!("no end within {FIGURE_SECONDS_MAX} s"),
+    }
 }
 
 #[cfg(test)]

@@ -23,7 +23,10 @@ impl Process {
         let log = folder.join(format!("{name}.log"));
         let out = File::options().append(true).create(true).open(&log);
         let out = out.with_context(|| format!("open {}", log.display()))?;
-        command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out).process_group(0);
+        command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out);
+        // A session of its own, as gantry's processes have: the kernel shares the processors among sessions.
+        // SAFETY: setsid is async-signal-safe, and the closure touches nothing else.
+        unsafe { command.pre_exec(|| nix::unistd::setsid().map(drop).map_err(Into::into)) };
         let child = command.spawn().with_context(|| format!("start {name}"))?;
         Ok(Self { child, name: name.to_owned() })
     }

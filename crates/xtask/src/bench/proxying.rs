@@ -1,10 +1,11 @@
-//! What a request costs in the proxy, and its p99 at a fixed rate, beside haproxy in front of the same Go program.
+//! What a request costs in the proxy, and its p99 at a fixed rate, beside haproxy in front of the same Pods.
 //!
-//! Either side has two backends. The load is an open loop over kept connections: a request's time counts from the
+//! Either has the same two Pods behind it. The load is an open loop over kept connections: a request's time counts from the
 //! moment at which it was due, so a stall is seen by all that wait behind it.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -29,7 +30,8 @@ const CONNECTIONS: u32 = 16;
 const PER_SECOND: u32 = 3000;
 /// How long the load lasts on either side in each round.
 const SECONDS: u32 = 2;
-const PORTS: [u16; 2] = [18081, 18082];
+/// Where `examples/hello` listens.
+const POD_PORT: u16 = 8080;
 const HAPROXY_PORT: u16 = 18090;
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -37,19 +39,19 @@ fn run(setting: &Setting) -> Result<Vec<Row>> {
     let sandbox = Sandbox::new(&setting.gantry)?;
     let hello = Hello::copy(sandbox.work("hello")?)?;
     sandbox.ok(["up", hello.path()?, "--name", "hello", "--replicas", "2"])?;
-    let address = sandbox.address("hello")?;
     let proxy = sandbox.proxy_pid()?.as_raw() as u32;
+    let gantry = Entry { address: sandbox.address("hello")?, inside: None };
     let haproxy = Haproxy::start(&sandbox);
     let mut alive = haproxy.as_ref().map(drop).map_err(|error| anyhow::anyhow!("{error:#}"));
     let (mut ours, mut theirs) = (Side::default(), Side::default());
-    load(address, 1, &mut Samples::default())?;
-    if let (Ok(_), Ok(())) = (&haproxy, &alive) {
-        alive = load(Haproxy::ADDRESS, 1, &mut Samples::default()).map(drop);
+    load(&gantry, 1, &mut Samples::default())?;
+    if let (Ok(haproxy), Ok(())) = (&haproxy, &alive) {
+        alive = load(&haproxy.entry, 1, &mut Samples::default()).map(drop);
     }
     for _ in 0..setting.rounds {
-        ours.round(address, proxy)?;
+        ours.round(&gantry, proxy)?;
         if let (Ok(haproxy), Ok(())) = (&haproxy, &alive) {
-            alive = theirs.round(Haproxy::ADDRESS, haproxy.server.pid());
+            alive = theirs.round(&haproxy.entry, haproxy.server.pid());
         }
     }
     drop(haproxy);
@@ -67,6 +69,32 @@ fn run(setting: &Setting) -> Result<Vec<Row>> {
     Ok(vec![cpu, Row::compare(&about, "ms", ours.p99.median(), &p99, Bar::ratio(1.2))])
 }
 
+/// Where a proxy listens.
+struct Entry {
+    address: SocketAddr,
+    /// The network namespace, when it is another one than the figure's.
+    inside: Option<PathBuf>,
+}
+
+impl Entry {
+    fn connect(&self) -> Result<TcpStream> {
+        let address = self.address;
+        self.visit(move || TcpStream::connect(address).with_context(|| format!("connect to {address}")))
+    }
+
+    /// Does something on a thread that is in the namespace; a socket stays in it.
+    fn visit<T: Send + 'static>(&self, work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+        let Some(path) = self.inside.clone() else { return work() };
+        let visitor = std::thread::spawn(move || {
+            let namespace = std::fs::File::open(&path).with_context(|| format!("open {}", path.display()))?;
+            nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET)
+                .with_context(|| format!("enter {}", path.display()))?;
+            work()
+        });
+        visitor.join().unwrap_or_else(|_| bail!("a visitor panicked"))
+    }
+}
+
 /// What the rounds of one side gave.
 #[derive(Default)]
 struct Side {
@@ -77,10 +105,10 @@ struct Side {
 }
 
 impl Side {
-    fn round(&mut self, address: SocketAddr, pid: u32) -> Result<()> {
+    fn round(&mut self, entry: &Entry, pid: u32) -> Result<()> {
         let mut times = Samples::default();
         let before = cpu_seconds(pid)?;
-        let requests = load(address, SECONDS, &mut times)?;
+        let requests = load(entry, SECONDS, &mut times)?;
         let used = cpu_seconds(pid)? - before;
         self.cpu.push(used * 1e6 / f64::from(requests));
         self.p99.push(times.p99());
@@ -89,17 +117,18 @@ impl Side {
 }
 
 /// Sends requests at the fixed rate; how many. One that fails ends it.
-fn load(address: SocketAddr, seconds: u32, times: &mut Samples) -> Result<u32> {
+fn load(entry: &Entry, seconds: u32, times: &mut Samples) -> Result<u32> {
+    let streams = (0..CONNECTIONS).map(|_| entry.connect()).collect::<Result<Vec<_>>>()?;
     let each = PER_SECOND / CONNECTIONS * seconds;
     let gap = Duration::from_secs(1) * CONNECTIONS / PER_SECOND;
     let start = Instant::now() + Duration::from_millis(20);
     let results: Vec<Result<Vec<Duration>>> = std::thread::scope(|scope| {
-        let client = |number: u32| {
+        let client = |(number, stream)| {
             // They are spread over the gap, so that not all are due at the same moment.
             let first = start + gap * number / CONNECTIONS;
-            scope.spawn(move || connection(address, first, gap, each))
+            scope.spawn(move || connection(stream, first, gap, each))
         };
-        let clients: Vec<_> = (0..CONNECTIONS).map(client).collect();
+        let clients: Vec<_> = (0..CONNECTIONS).zip(streams).map(client).collect();
         clients
             .into_iter()
             .map(|client| client.join().unwrap_or_else(|_| bail!("a client panicked")))
@@ -111,8 +140,7 @@ fn load(address: SocketAddr, seconds: u32, times: &mut Samples) -> Result<u32> {
     Ok(each * CONNECTIONS)
 }
 
-fn connection(address: SocketAddr, first: Instant, gap: Duration, count: u32) -> Result<Vec<Duration>> {
-    let stream = TcpStream::connect(address)?;
+fn connection(stream: TcpStream, first: Instant, gap: Duration, count: u32) -> Result<Vec<Duration>> {
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(LIMIT))?;
     let mut reader = BufReader::new(stream);
@@ -146,42 +174,40 @@ fn connection(address: SocketAddr, first: Instant, gap: Duration, count: u32) ->
     Ok(times)
 }
 
-/// haproxy in front of two processes of the same program.
+/// haproxy in front of the same two Pods, in the namespace between them and the host: what is compared is the proxy, not
+/// the way to the backends.
 struct Haproxy {
     server: Process,
-    _backends: Vec<Process>,
+    entry: Entry,
 }
 
 impl Haproxy {
-    const ADDRESS: SocketAddr =
-        SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), HAPROXY_PORT);
-
     fn start(sandbox: &Sandbox) -> Result<Self> {
         let folder = sandbox.work("haproxy")?;
-        let mut backends = Vec::new();
+        let address = SocketAddr::from(([127, 0, 0, 1], HAPROXY_PORT));
         let mut config = format!(
             "global\n  nbthread 2\n  maxconn 4000\ndefaults\n  mode http\n  timeout connect 5s\n  timeout client 60s\n  timeout server 60s\n  \
-             option http-keep-alive\n  http-reuse always\nfrontend in\n  bind 127.0.0.1:{HAPROXY_PORT}\n  default_backend out\nbackend out\n  balance random(2)\n"
+             option http-keep-alive\n  http-reuse always\nfrontend in\n  bind {address}\n  default_backend out\nbackend out\n  balance random(2)\n"
         );
-        for port in PORTS {
-            let hello = Hello::copy(sandbox.work(&format!("backend-{port}"))?)?.on_port(port)?;
-            hello.build()?;
-            let name = format!("backend-{port}");
-            backends.push(Process::start(&name, &folder, Command::new(hello.binary()))?);
-            let address = SocketAddr::from(([127, 0, 0, 1], port));
-            until(&name, LIMIT, || go::get(address))?;
-            config.push_str(&format!("  server s{port} 127.0.0.1:{port}\n"));
+        let pods = sandbox.get("/api/v1/namespaces/default/pods")?;
+        for (number, pod) in pods["items"].as_array().into_iter().flatten().enumerate() {
+            let ip = pod["status"]["podIP"].as_str().context("a Pod without an address")?;
+            config.push_str(&format!("  server s{number} {ip}:{POD_PORT}\n"));
         }
         let path = folder.join("haproxy.cfg");
         std::fs::write(&path, config)?;
         let program = ["/usr/sbin/haproxy", "/usr/local/sbin/haproxy"]
             .into_iter()
             .find(|path| std::path::Path::new(path).exists());
-        let mut command = Command::new(program.unwrap_or("haproxy"));
-        command.arg("-db").arg("-f").arg(&path);
+        let namespace = sandbox.state().join("run/netns/router");
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net={}", namespace.display()));
+        command.arg(program.unwrap_or("haproxy")).arg("-db").arg("-f").arg(&path);
         let server = Process::start("haproxy", &folder, command)?;
+        let entry = Entry { address, inside: Some(namespace) };
         let log = folder.join("haproxy.log");
-        until("haproxy", LIMIT, || go::get(Self::ADDRESS)).with_context(|| super::peers::tail(&log))?;
-        Ok(Self { server, _backends: backends })
+        until("haproxy", LIMIT, || entry.visit(move || Ok(go::get(address))).ok().flatten())
+            .with_context(|| super::peers::tail(&log))?;
+        Ok(Self { server, entry })
     }
 }
