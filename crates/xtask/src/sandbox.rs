@@ -9,6 +9,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
+use crate::disk::Disk;
+
 /// Longest that a command may take.
 const COMMAND_SECONDS_MAX: u64 = 180;
 
@@ -42,6 +44,8 @@ pub(crate) fn enter_network_namespace() -> Result<()> {
 /// A gantry under test. Dropped, it is stopped and everything of it removed.
 pub(crate) struct Sandbox {
     pub(crate) gantry: PathBuf,
+    /// What `folder` lies on, when it is not the machine's own disk; unmounted before the folder is removed.
+    disk: Option<Disk>,
     folder: tempfile::TempDir,
 }
 
@@ -50,7 +54,19 @@ impl Sandbox {
         let folder = tempfile::Builder::new().prefix("gantry-accept-").tempdir().context("make a folder")?;
         // The daemon's children run as other users, and have to pass through.
         std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
-        Ok(Self { gantry: gantry.to_owned(), folder })
+        Ok(Self { gantry: gantry.to_owned(), disk: None, folder })
+    }
+
+    /// One on a small disk of its own, in a mount namespace of the calling thread and what it starts.
+    pub(crate) fn on_disk(gantry: &Path, bytes: u64) -> Result<Self> {
+        let mut sandbox = Self::new(gantry)?;
+        sandbox.disk = Some(Disk::mount(sandbox.folder.path(), bytes)?);
+        Ok(sandbox)
+    }
+
+    /// The disk of [`Self::on_disk`].
+    pub(crate) fn disk(&self) -> Result<&Disk> {
+        self.disk.as_ref().context("the sandbox has no disk of its own")
     }
 
     /// The state folder.
@@ -183,6 +199,10 @@ impl Sandbox {
 
 impl Drop for Sandbox {
     fn drop(&mut self) {
+        if let Some(disk) = &self.disk {
+            // It is full when a check failed on it; else there is nothing to free.
+            let _ = disk.free();
+        }
         if let Err(error) = self.end() {
             crate::say(&format!("sandbox: {error:#}"));
         }

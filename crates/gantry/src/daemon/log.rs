@@ -67,7 +67,12 @@ impl<'a> MakeWriter<'a> for Rotating {
 pub fn start(path: &Path) -> io::Result<()> {
     let writer = Rotating::open(path, FILE_BYTES_MAX)?;
     let filter = EnvFilter::try_from_env("GANTRY_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(writer);
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(false)
+        .with_writer(writer)
+        // It would print them on stderr, and a print that fails, as on a full disk, panics in whatever task logs.
+        .log_internal_errors(false);
     // A second call in one process keeps the first log.
     let _ = subscriber.try_init();
     Ok(())

@@ -33,6 +33,8 @@ pub fn main(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
         .with_env_filter(filter)
         .with_ansi(false)
         .with_writer(std::io::stderr)
+        // A full disk must not end what logs: see `super::log`.
+        .log_internal_errors(false)
         .try_init();
     match run(Path::new(&dir)) {
         Ok(()) => ExitCode::SUCCESS,

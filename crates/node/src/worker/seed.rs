@@ -108,7 +108,11 @@ impl Worker {
             }
         }
         for found in found {
-            self.adopt(found, &pod, clock);
+            match found.phase {
+                // Its run is begun anew under the same id, so it has to be gone first.
+                Phase::Created => self.remove(found.handle).await,
+                _ => self.adopt(found, &pod, clock),
+            }
         }
         self.observed.gate = gate(&pod);
         let ready = told.iter().flat_map(|s| s.conditions.iter().flatten());
@@ -130,6 +134,14 @@ impl Worker {
                 }
             }
             self.begin_gate();
+        }
+    }
+
+    /// Removes a container whose program was never started.
+    async fn remove(&mut self, handle: Arc<dyn ports::Container>) {
+        if let Err(failure) = handle.delete().await {
+            tracing::warn!(container = handle.id(), %failure, "remove a container that was never started");
+            self.stale.push(handle);
         }
     }
 
@@ -157,7 +169,7 @@ impl Worker {
             return;
         }
         match found.phase {
-            Phase::Created => self.stale.push(found.handle),
+            Phase::Created => {}
             Phase::Running(since) => {
                 let spec =
                     pod.spec.iter().flat_map(|s| s.init_containers.iter().flatten().chain(&s.containers));

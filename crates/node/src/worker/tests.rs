@@ -475,6 +475,18 @@ async fn what_runs_is_taken_over_and_stays_ready() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_was_made_and_never_started_is_removed_before_it_is_made_again() {
+    let world = World::new(one(), true);
+    let handle = Arc::new(Fake { id: "id".to_owned(), name: "c".to_owned(), world: Arc::clone(&world) });
+    let found =
+        Found { container: "c".to_owned(), attempt: 0, stop_signal: 15, phase: Phase::Created, handle };
+    let running = Running::start(&world, vec![found]);
+    let journal = running.until(READY).await;
+    assert_eq!(journal[0], "remove c");
+    assert!(journal.contains(&"create c 0".to_owned()), "{journal:#?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_vanished_has_an_unknown_exit_code() {
     let mut spec = one();
     spec["restartPolicy"] = json!("Never");

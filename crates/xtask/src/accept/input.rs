@@ -9,7 +9,6 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::{Seen, Setting};
-use crate::disk::Disk;
 use crate::sandbox::{Sandbox, output};
 
 /// A case gets the sandbox and a folder of its own, and returns the command that has to fail.
@@ -165,8 +164,8 @@ pub(crate) fn run(setting: &Setting) -> Result<Seen> {
 
 /// The cases on a full disk; afterwards there is room again, and the service serves and can be replaced.
 fn full(setting: &Setting, findings: &mut Vec<String>) -> Result<()> {
-    let sandbox = Sandbox::new(&setting.gantry)?;
-    let disk = Disk::mount(sandbox.folder(), DISK)?;
+    let sandbox = Sandbox::on_disk(&setting.gantry, DISK)?;
+    let disk = sandbox.disk()?;
     let folder = sandbox.work("cases")?;
     hello(&folder.join("hello"))?;
     hello(&folder.join("changed"))?;

@@ -48,14 +48,13 @@ pub(super) fn run(setting: &Setting) -> Result<String> {
 }
 
 fn inside(setting: &Setting) -> Result<String> {
-    let sandbox = Sandbox::new(&setting.gantry)?;
-    let disk = Disk::mount(sandbox.folder(), DISK_BYTES)?;
+    let sandbox = Sandbox::on_disk(&setting.gantry, DISK_BYTES)?;
     sandbox.ok(["daemon", "start"])?;
     let hello = sandbox.work("hello")?;
     crate::demo::copy(&crate::tidy::root()?.join("examples/hello"), &hello)?;
     let mut full = Full {
         sandbox: &sandbox,
-        disk: &disk,
+        disk: sandbox.disk()?,
         writers: Writers::new(setting.seed),
         random: StdRng::seed_from_u64(setting.seed),
         pods: Pods::new(&sandbox, sandbox.work("gates")?)?,
