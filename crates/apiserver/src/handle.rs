@@ -18,7 +18,7 @@ use crate::identity::Identity;
 use crate::negotiate::{self, Accepted, BodyFormat};
 use crate::path::{self, Place, Route};
 use crate::query::{Query, WriteOptions};
-use crate::{Api, Limits, create, delete, discovery, health, list, measure, openapi, patch};
+use crate::{Api, Limits, create, delete, discovery, health, impersonate, list, measure, openapi, patch};
 use crate::{pods, read, respond, reviews, scale, update, watch};
 
 /// The listener is about to close: what runs long ends now. An extension of requests.
@@ -168,6 +168,7 @@ async fn answer(
     verb: &'static str,
 ) -> Result<Response<Body>, Status> {
     let identity = request.extensions_mut().remove::<Identity>().unwrap_or_else(Identity::anonymous);
+    let identity = impersonate::effective(identity, request.headers())?;
     match route {
         Route::Objects(place) => objects(api, request, place, verb, identity).await,
         Route::Review(review) => {
@@ -196,6 +197,9 @@ async fn answer(
                     access::path_forbidden(&identity, verb, &path)
                 });
             }
+            if matches!(other, Route::Unknown) {
+                return discovery::nothing(&path);
+            }
             if !matches!(*request.method(), Method::GET | Method::HEAD) {
                 return Err(Status::method_not_allowed());
             }
@@ -217,7 +221,7 @@ fn document(api: &Arc<Api>, request: &Request, route: Route, path: &str) -> Resu
             "/version" => health::version(headers, &query),
             "/metrics" => Ok(health::metrics()),
             "/openapi/v3" => api.openapi.index(headers),
-            "/openapi/v2" => openapi::v2(headers),
+            "/openapi/v2" => Ok(openapi::v2(headers)),
             path => {
                 if let Some(name) = path.strip_prefix("/openapi/v3/") {
                     return api.openapi.document(name, headers, &query);

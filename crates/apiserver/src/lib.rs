@@ -21,6 +21,7 @@ mod expire;
 mod handle;
 mod health;
 mod identity;
+mod impersonate;
 mod list;
 mod measure;
 mod meta;

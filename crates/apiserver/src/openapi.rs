@@ -106,7 +106,39 @@ impl Documents {
     }
 }
 
-/// `/openapi/v2` is not served: 404 sends clients to v3.
-pub(crate) fn v2(_headers: &HeaderMap) -> Result<Response<Body>, Status> {
-    Err(Status::path_not_found())
+/// What clients name version 2 in its protobuf form.
+const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+
+/// `/openapi/v2`: a document without a path. kubectl asks for it about kinds that version 3 does not name; a failure
+/// would hide from its user that there is no such kind.
+pub(crate) fn v2(headers: &HeaderMap) -> Response<Body> {
+    let (title, version) = ("gantry", format!("v1.{}.0", crate::EMULATED_MINOR));
+    if negotiate::clauses(headers).iter().any(|clause| clause.kind.contains("proto-openapi")) {
+        // message Document { string swagger = 1; Info info = 2; }, message Info { string title = 1; string version = 2; }
+        let info = [field(1, title.as_bytes()), field(2, version.as_bytes())].concat();
+        let document = [field(1, b"2.0"), field(2, &info)].concat();
+        return respond::bytes(StatusCode::OK, V2_PROTOBUF, document);
+    }
+    let document = json!({"swagger": "2.0", "info": {"title": title, "version": version}, "paths": {}});
+    respond::value(Accepted::PLAIN, StatusCode::OK, &document)
+}
+
+/// A length-delimited protobuf field of fewer than 128 bytes.
+fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
+    debug_assert!(bytes.len() < 128, "the length is one byte");
+    [&[number << 3 | 2, bytes.len() as u8], bytes].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn version_2_has_two_forms() {
+        let mut headers = HeaderMap::new();
+        assert_eq!(v2(&headers).headers()[header::CONTENT_TYPE], "application/json");
+        headers.insert(header::ACCEPT, HeaderValue::from_static(V2_PROTOBUF));
+        assert_eq!(v2(&headers).headers()[header::CONTENT_TYPE], V2_PROTOBUF);
+        assert_eq!(field(2, b"ab"), [0x12, 2, b'a', b'b']);
+    }
 }

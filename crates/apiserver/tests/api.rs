@@ -197,6 +197,40 @@ async fn nobody_does_what_the_table_does_not_allow() {
 }
 
 #[tokio::test]
+async fn whoever_acts_as_another_has_that_one_s_rights() {
+    let api = api().await;
+    let request = |user: &str| {
+        let path = "/api/v1/namespaces/default/configmaps";
+        let builder = Request::builder().uri(path).header("impersonate-user", user);
+        builder.extension(Identity::admin()).body(Body::empty()).unwrap()
+    };
+    let answer =
+        |user: &'static str| async { read(api.server.router().oneshot(request(user)).await.unwrap()).await };
+    let (status, body) = answer("nobody").await;
+    assert_eq!((status, body["reason"].as_str()), (403, Some("Forbidden")));
+    assert!(body["message"].as_str().unwrap().contains("User \"nobody\" cannot list"));
+    assert_eq!(answer("system:gantry:controllers").await.0, 200);
+}
+
+#[tokio::test]
+async fn what_is_not_served_is_not_found_whatever_the_method() {
+    let api = api().await;
+    for method in ["GET", "POST", "DELETE"] {
+        let path = "/api/v1/namespaces/default/frogs";
+        assert_eq!(api.send(method, path, "application/json", &json!({})).await.0, 404, "{method}");
+    }
+}
+
+#[tokio::test]
+async fn port_forward_is_asked_of_the_node() {
+    let api = api().await;
+    let pod = json!({"metadata": {"name": "p"}, "spec": {"nodeName": "n", "containers": [{"name": "c", "image": "i"}]}});
+    assert_eq!(api.send("POST", "/api/v1/namespaces/default/pods", "application/json", &pod).await.0, 201);
+    let (status, body) = api.get("/api/v1/namespaces/default/pods/p/portforward").await;
+    assert_eq!((status, body["message"].as_str()), (503, Some("the node's agent is not there yet")));
+}
+
+#[tokio::test]
 async fn pages_share_one_revision() {
     let api = api().await;
     for name in ["a", "b", "c", "d", "e"] {
