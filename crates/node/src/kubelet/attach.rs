@@ -9,6 +9,8 @@ use runtime::{Attach, Attached};
 use serde::Deserialize;
 use serde_json::json;
 use tokio_tungstenite::tungstenite::Message as Frame;
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
 use super::channel::{self, Message};
 use super::{Kubelet, bad, no_pod};
@@ -129,16 +131,23 @@ async fn relay(socket: channel::Socket, attached: Attach, handle: Arc<dyn Contai
                 return;
             }
         }
-        let status = json!({"metadata": {}, "status": "Success"}).to_string();
-        let last = channel::write(channel::ERROR, status.as_bytes());
-        // A client that has left needs no farewell.
-        let _ = sink.send(Frame::Binary(last.into())).await;
+        for frame in farewell() {
+            // A client that has left needs none.
+            let _ = sink.send(frame).await;
+        }
         let _ = sink.close().await;
     };
     tokio::select! {
         () = reading => {}
         () = writing => {}
     }
+}
+
+/// What ends a session: the outcome, and a normal end of the connection. Clients take one without a code for a failure.
+fn farewell() -> [Frame; 2] {
+    let status = json!({"metadata": {}, "status": "Success"}).to_string();
+    let outcome = Frame::Binary(channel::write(channel::ERROR, status.as_bytes()).into());
+    [outcome, Frame::Close(Some(CloseFrame { code: CloseCode::Normal, reason: "".into() }))]
 }
 
 /// Whether the end of the first attached client's input is the end of stdin (`stdinOnce`).
@@ -151,5 +160,19 @@ fn once(handle: &dyn Container) -> bool {
 async fn close(input: &runtime::Input) {
     if let Err(error) = input.close().await {
         tracing::debug!(%error, "close a container's stdin");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_ends_normally() {
+        let [Frame::Binary(outcome), Frame::Close(Some(end))] = farewell() else {
+            panic!("{:?}", farewell())
+        };
+        assert_eq!(outcome[0], channel::ERROR);
+        assert_eq!(end.code, CloseCode::Normal);
     }
 }
