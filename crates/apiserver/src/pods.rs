@@ -146,6 +146,9 @@ pub(crate) async fn stream(
     let pod = object::decode(place.kind, &entry.value)?;
     let scheduled =
         pod.pointer("/spec/nodeName").and_then(Value::as_str).is_some_and(|node| !node.is_empty());
+    if matches!(subresource, Subresource::PortForward) && scheduled {
+        return forward(api, request, &format!("/portForward/{}/{}", place.namespace, place.name), &[]).await;
+    }
     let pairs = match subresource {
         Subresource::Log => log_pairs(query)?,
         Subresource::Attach | Subresource::Exec => stream_pairs(query, subresource)?,

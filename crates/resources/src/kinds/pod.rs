@@ -32,6 +32,7 @@ pub static KIND: Kind = Kind {
         Subresource::Eviction,
         Subresource::Exec,
         Subresource::Log,
+        Subresource::PortForward,
         Subresource::Resize,
         Subresource::Status,
     ],
