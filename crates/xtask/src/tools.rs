@@ -72,73 +72,89 @@ pub(crate) fn crane() -> Result<PathBuf> {
     go_install("crane", "github.com/google/go-containerregistry/cmd/crane", "v0.20.6")
 }
 
-/// Staging modules that `k8s.io/kubernetes` replaces by its own folders, which a dependent has to repeat.
-const STAGING: &[&str] = &[
-    "api",
-    "apiextensions-apiserver",
-    "apimachinery",
-    "apiserver",
-    "cli-runtime",
-    "client-go",
-    "cloud-provider",
-    "cluster-bootstrap",
-    "code-generator",
-    "component-base",
-    "component-helpers",
-    "controller-manager",
-    "cri-api",
-    "cri-client",
-    "cri-streaming",
-    "streaming",
-    "csi-translation-lib",
-    "dynamic-resource-allocation",
-    "endpointslice",
-    "externaljwt",
-    "kms",
-    "kube-aggregator",
-    "kube-controller-manager",
-    "kube-proxy",
-    "kube-scheduler",
-    "kubectl",
-    "kubelet",
-    "metrics",
-    "mount-utils",
-    "pod-security-admission",
-    "sample-apiserver",
-    "sample-cli-plugin",
-    "sample-controller",
-];
+/// The release whose API gantry serves.
+pub(crate) const KUBERNETES: &str = "1.36.3";
+/// The oldest release whose kubectl has to work.
+pub(crate) const KUBERNETES_OLDEST: &str = "1.32.13";
 
-/// A command of Kubernetes 1.36 (`kubectl`, `kube-apiserver`, …), built from its Go module.
+/// A command (`kubectl`, `kube-apiserver`, …) of the Kubernetes release whose API gantry serves.
 pub(crate) fn kubernetes(command: &str) -> Result<PathBuf> {
-    const PATCH: &str = "36.3";
-    let folder = folder()?.join(format!("kubernetes-1.{PATCH}"));
+    kubernetes_at(KUBERNETES, command)
+}
+
+/// A command of a Kubernetes release, built from its Go module.
+pub(crate) fn kubernetes_at(version: &str, command: &str) -> Result<PathBuf> {
+    let folder = folder()?.join(format!("kubernetes-{version}"));
     let binary = folder.join(command);
     if binary.exists() {
         return Ok(binary);
     }
-    crate::say(&format!("building {command} 1.{PATCH}"));
+    crate::say(&format!("building {command} {version}"));
     let module = folder.join(format!("module-{command}"));
     std::fs::create_dir_all(&module)?;
-    let mut text = format!("module tools\ngo 1.26\nrequire k8s.io/kubernetes v1.{PATCH}\n");
-    for name in STAGING {
-        text.push_str(&format!("replace k8s.io/{name} => k8s.io/{name} v0.{PATCH}\n"));
-    }
-    std::fs::write(module.join("go.mod"), text)?;
+    std::fs::write(module.join("go.mod"), dependent(version, &module_file(version)?)?)?;
     let import = format!("package tools\nimport _ \"k8s.io/kubernetes/cmd/{command}\"\n");
     std::fs::write(module.join("tools.go"), format!("//go:build tools\n\n{import}"))?;
     go(&module, &["mod", "tidy"])?;
-    let version = "-X k8s.io/component-base/version";
-    let flags = format!("{version}.gitVersion=v1.{PATCH} {version}.gitMajor=1 {version}.gitMinor=36");
+    let (major, minor) = release(version)?;
+    let prefix = "-X k8s.io/component-base/version";
+    let flags = format!("{prefix}.gitVersion=v{version} {prefix}.gitMajor={major} {prefix}.gitMinor={minor}");
     let output = binary.to_str().context("the tools' folder is no text")?;
     go(&module, &["build", "-ldflags", &flags, "-o", output, &format!("k8s.io/kubernetes/cmd/{command}")])?;
     Ok(binary)
 }
 
-fn go(folder: &Path, arguments: &[&str]) -> Result<()> {
+/// Major and minor of a release.
+fn release(version: &str) -> Result<(&str, &str)> {
+    let mut numbers = version.split('.');
+    let both = numbers.next().zip(numbers.next());
+    both.with_context(|| format!("{version:?} is no release"))
+}
+
+/// The `go.mod` of `k8s.io/kubernetes` itself.
+fn module_file(version: &str) -> Result<String> {
+    let answer = go(&folder()?, &["mod", "download", "-json", &format!("k8s.io/kubernetes@v{version}")])?;
+    let answer: serde_json::Value = serde_json::from_str(&answer).context("read go's answer")?;
+    let path = answer["GoMod"].as_str().context("go names no go.mod")?;
+    std::fs::read_to_string(path).with_context(|| format!("read {path}"))
+}
+
+/// A `go.mod` that depends on Kubernetes. Kubernetes replaces its staging modules by its own folders, and sets the
+/// language and its compatibility settings; all of which a dependent has to repeat.
+fn dependent(version: &str, original: &str) -> Result<String> {
+    let patch = version.strip_prefix("1.").with_context(|| format!("{version:?} is no release 1.x"))?;
+    let mut text = String::from("module tools\n");
+    for line in original.lines().map(str::trim) {
+        if line.starts_with("go ") || line.starts_with("godebug ") {
+            text.push_str(&format!("{line}\n"));
+        } else if let Some((name, _)) = line.split_once(" => ./staging/") {
+            text.push_str(&format!("replace {name} => {name} v0.{patch}\n"));
+        }
+    }
+    text.push_str(&format!("require k8s.io/kubernetes v{version}\n"));
+    Ok(text)
+}
+
+fn go(folder: &Path, arguments: &[&str]) -> Result<String> {
     let output = Command::new("go").args(arguments).current_dir(folder).output().context("run go")?;
     if !output.status.success() {
         bail!("go {}: {}", arguments[0], String::from_utf8_lossy(&output.stderr));
     }
-    Ok(())
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dependent_repeats_what_go_does_not_take_over() {
+        let original = "module k8s.io/kubernetes\n\ngo 1.23.0\n\ngodebug default=go1.23\n\nrequire (\n\tk8s.io/api v0.0.0\n)\n\n\
+                        replace (\n\tk8s.io/api => ./staging/src/k8s.io/api\n)\n";
+        let expected = "module tools\ngo 1.23.0\ngodebug default=go1.23\nreplace k8s.io/api => k8s.io/api v0.32.13\n\
+                        require k8s.io/kubernetes v1.32.13\n";
+        assert_eq!(dependent("1.32.13", original).unwrap(), expected);
+        assert_eq!(release("1.32.13").unwrap(), ("1", "32"));
+        assert!(release("1").is_err() && dependent("2.0.0", original).is_err());
+    }
 }
