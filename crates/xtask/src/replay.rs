@@ -31,7 +31,7 @@ pub struct Arguments {
 }
 
 /// At most so many differences may stay.
-const ALLOWED_MAX: usize = 5;
+pub(crate) const ALLOWED_MAX: usize = 5;
 
 /// What a run found.
 #[derive(Debug, Default)]
@@ -42,6 +42,8 @@ pub struct Report {
     pub differing: Vec<(String, Vec<String>)>,
     /// Requests with differences that `allowed.yaml` allows, and nothing else.
     pub allowed: usize,
+    /// Rows of `allowed.yaml`.
+    pub rows: usize,
 }
 
 /// Runs the task.
@@ -77,7 +79,7 @@ pub async fn compare(root: &Path, only: Option<&str>) -> Result<Report> {
     let server = Server::ours().await?;
     let allowed = Allowed::read(&root.join("allowed.yaml"))?;
     ensure!(allowed.len() <= ALLOWED_MAX, "allowed.yaml has more than {ALLOWED_MAX} rows");
-    let mut report = Report::default();
+    let mut report = Report { rows: allowed.len(), ..Report::default() };
     for case in case::read(&root.join("cases"), only)? {
         let file = root.join("golden").join(format!("{}.json", case.name));
         let golden = std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;

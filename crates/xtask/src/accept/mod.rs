@@ -7,6 +7,7 @@ mod figures;
 mod fixtures;
 mod input;
 mod kill;
+mod kubectl;
 mod nothing;
 mod path;
 mod programs;
@@ -78,6 +79,7 @@ const RUNGS: &[Rung] = &[
     Rung { number: 3, name: "replace", short: true, isolated: true, run: replace::run },
     Rung { number: 4, name: "store", short: true, isolated: true, run: store::run },
     Rung { number: 5, name: "same digest", short: true, isolated: true, run: digest::run },
+    Rung { number: 6, name: kubectl::NAME, short: false, isolated: true, run: kubectl::run },
     Rung { number: 7, name: "real programs", short: false, isolated: false, run: programs::run },
     Rung { number: 8, name: "bad input", short: false, isolated: true, run: input::run },
     Rung { number: 9, name: "figures", short: false, isolated: false, run: figures::run },
@@ -96,18 +98,20 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         seed: arguments.seed,
         bless: arguments.bless,
     };
+    let wanted = |rung: &Rung| match arguments.rungs.as_slice() {
+        [] => rung.short || !arguments.short,
+        some => some.contains(&rung.number),
+    };
     // Everything that comes from outside is fetched before a rung is cut off from it.
     crate::tools::kubernetes("kubectl")?;
     crate::tools::crane()?;
+    if RUNGS.iter().any(|rung| rung.name == kubectl::NAME && wanted(rung)) {
+        kubectl::fetch()?;
+    }
     let mut unmet = 0;
     let mut run = 0;
     for rung in RUNGS {
-        let wanted = if arguments.rungs.is_empty() {
-            rung.short || !arguments.short
-        } else {
-            arguments.rungs.contains(&rung.number)
-        };
-        if !wanted {
+        if !wanted(rung) {
             continue;
         }
         run += 1;
