@@ -129,14 +129,10 @@ fn root(context: &Context, action: &str) -> Result<()> {
 
 /// Stops the daemon; with `all` every program ends first.
 pub async fn stop(context: &Context, all: bool) -> Result<ExitCode> {
-    if all {
-        match context.connect_running().await? {
-            Some(connection) => end_all(context, &connection.client).await?,
-            // Nobody is left who could end them in order.
-            None => context
-                .printer
-                .warning("no daemon runs: programs that still run are ended without their grace period"),
-        }
+    let mut in_order = false;
+    if all && let Some(connection) = context.connect_running().await? {
+        end_all(context, &connection.client).await?;
+        in_order = true;
     }
     context.printer.progress("waiting for the daemon to end");
     let stopped = launch::stop(&context.settings, STOP_DEADLINE).await?;
@@ -144,6 +140,11 @@ pub async fn stop(context: &Context, all: bool) -> Result<ExitCode> {
         root(context, "stop --all")?;
         let removed = (context.hooks.remove_outside)(&context.settings.state_dir)?;
         removed.iter().for_each(|what| context.printer.step("Removed", what, None));
+        if !in_order && removed.iter().any(|what| what.starts_with("container")) {
+            context.printer.warning(
+                "no daemon ran: the programs got SIGTERM at once, and ten seconds whatever their grace period is",
+            );
+        }
     }
     match stopped {
         Stopped::Ended => context.printer.step(
