@@ -60,7 +60,6 @@ pub static COMMANDS: &[&Command] = &[
 /// The whole command line.
 pub fn command_line() -> clap::Command {
     let mut root = clap::Command::new("gantry")
-        .about("Go source to a running, load-balanced service")
         .version(env!("CARGO_PKG_VERSION"))
         .subcommand_required(true)
         .arg_required_else_help(true)
@@ -69,12 +68,15 @@ pub fn command_line() -> clap::Command {
         .after_help(EXAMPLES);
     root = Flags::augment_args(root);
     for command in COMMANDS {
-        let row =
-            clap::Command::new(command.name).about(command.about).after_help(examples(command.examples));
-        root = root.subcommand((command.arguments)(row));
+        let row = (command.arguments)(clap::Command::new(command.name));
+        // Flattened flags bring the comments of their structs along, as if they were about the command.
+        let row = row.about(command.about).long_about(None).after_help(examples(command.examples));
+        root = root.subcommand(row);
     }
-    root
+    root.about(ABOUT).long_about(None)
 }
+
+const ABOUT: &str = "Go source to a running, load-balanced service";
 
 const EXAMPLES: &str = "Examples:
   gantry up ./hello                  build, deploy, print the address
@@ -186,6 +188,13 @@ mod tests {
             assert!(!command.about.is_empty() && !command.examples.is_empty(), "{}", command.name);
         }
         command_line().debug_assert();
+        assert_eq!(command_line().get_about().unwrap().to_string(), ABOUT);
+        for command in COMMANDS {
+            let shown = command_line();
+            let shown = shown.find_subcommand(command.name).unwrap();
+            assert_eq!(shown.get_about().unwrap().to_string(), command.about);
+            assert!(shown.get_long_about().is_none(), "{}", command.name);
+        }
     }
 
     #[test]

@@ -34,7 +34,7 @@ pub static COMMAND: Command = Command {
     examples: &[
         ("gantry run ./job", "its output, its exit code, nothing left"),
         ("gantry run ./job -e DAY=monday -- --dry-run", "with a variable and an argument"),
-        ("gantry run ./sort < words > sorted 2> log", "its input and both its outputs, as in a shell"),
+        ("gantry run -q ./job < in > out 2> log", "its input and both its outputs, as in a shell"),
     ],
     arguments: |command| Args::augment_args(command),
     run: |context, matches| context.block_on(run(context, matches)),

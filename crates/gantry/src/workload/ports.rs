@@ -57,6 +57,11 @@ pub enum Reach {
 
 /// Reads a Service's status.
 pub fn reach(service: &Service) -> Reach {
+    let kind = service.spec.as_ref().and_then(|spec| spec.type_.as_deref());
+    if kind != Some("LoadBalancer") {
+        // It is for the inside alone: nobody will give it an address of this machine.
+        return Reach::Addresses(Vec::new());
+    }
     let ports = service.spec.as_ref().and_then(|spec| spec.ports.as_deref()).unwrap_or_default();
     let status = service.status.as_ref();
     let conditions = status.and_then(|status| status.conditions.as_deref()).unwrap_or_default();
@@ -112,10 +117,13 @@ mod tests {
     fn the_status_decides_the_address() {
         let service = |status: serde_json::Value| -> Service {
             let ports = json!([{ "name": "http", "port": 8080, "appProtocol": "http" }, { "name": "tcp-1", "port": 1 }]);
-            let object = json!({ "metadata": { "annotations": { HOST_PORT: "auto" } }, "spec": { "ports": ports }, "status": status });
+            let object = json!({ "metadata": { "annotations": { HOST_PORT: "auto" } }, "spec": { "type": "LoadBalancer", "ports": ports }, "status": status });
             serde_json::from_value(object).unwrap()
         };
         assert_eq!(reach(&service(json!({}))), Reach::Unknown);
+        let mut inside = service(json!({}));
+        inside.spec.as_mut().unwrap().type_ = Some("ClusterIP".to_owned());
+        assert_eq!(reach(&inside), Reach::Addresses(vec![]), "waits for nothing");
         let ports = json!([{ "port": 8081, "protocol": "TCP" }, { "port": 1, "protocol": "TCP" }]);
         let status = json!({ "loadBalancer": { "ingress": [{ "ip": "127.0.0.1", "ports": ports }] } });
         let addresses = ["http://localhost:8081", "localhost:1"].map(str::to_owned).to_vec();
