@@ -5,6 +5,7 @@
 //! metric too.
 
 pub mod bound;
+pub mod connections;
 pub mod metrics;
 mod scope;
 
