@@ -1,4 +1,4 @@
-//! Rung 5: the same source gives the same digest, wherever and however it is built, and others can read the image.
+//! Rung `same-digest`: the same source gives the same digest, wherever and however it is built, and others can read the image.
 
 use std::path::Path;
 use std::process::Command;

@@ -1,4 +1,4 @@
-//! Rung 9: the figures of `cargo xtask bench`.
+//! Rung `figures`: the figures of `cargo xtask bench`.
 
 use anyhow::Result;
 

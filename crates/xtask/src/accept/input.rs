@@ -1,4 +1,4 @@
-//! Rung 8: bad input. Each case ends in one `error:`, a `hint:`, a non-zero exit code, and changes nothing. What it
+//! Rung `bad-input`: bad input. Each case ends in one `error:`, a `hint:`, a non-zero exit code, and changes nothing. What it
 //! says stands in `tests/input/<case>.txt`.
 
 use std::net::TcpListener;

@@ -1,4 +1,4 @@
-//! Rung 2: the daemon and the proxy are killed at seeded moments, under load.
+//! Rung `kill`: the daemon and the proxy are killed at seeded moments, under load.
 
 use anyhow::{Context, Result, ensure};
 use rand::rngs::StdRng;

@@ -1,8 +1,10 @@
 //! The ladder of acceptance checks, on the release binary.
 //!
 //! Each rung prints one line: met or unmet, what was seen, the seconds it took. A rung that cannot run is unmet.
+//! Rungs are called by their names (`cargo xtask accept doors`); an issue adds rungs, the earlier ones stay.
 
 mod digest;
+mod doors;
 mod figures;
 mod fixtures;
 mod input;
@@ -17,20 +19,26 @@ mod store;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 /// Which rungs, and how much of them.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// The rungs to run; all when none is named
-    rungs: Vec<u8>,
+    rungs: Vec<String>,
+    /// The cases of these rungs to run, by a part of their name
+    #[arg(long)]
+    only: Option<String>,
+    /// Check this binary, as it is, instead of a release build of the checkout
+    #[arg(long)]
+    binary: Option<PathBuf>,
     /// Fewer repetitions, and only the rungs that `make test` contains
     #[arg(long)]
     short: bool,
     /// Seed of the moments at which things are killed
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Write the messages of rung 8 as their snapshots, and what rung 7 saw into docs/programs.md
+    /// Write the messages of `bad-input` as their snapshots, and what `programs` saw into docs/programs.md
     #[arg(long)]
     bless: bool,
 }
@@ -42,12 +50,19 @@ pub(crate) struct Setting {
     pub(crate) short: bool,
     pub(crate) seed: u64,
     pub(crate) bless: bool,
+    /// A part of the names of the cases to run; all when there is none.
+    pub(crate) only: Option<String>,
 }
 
 impl Setting {
     /// `full` repetitions, or `short` in the short form.
     pub(crate) fn times(&self, full: usize, short: usize) -> usize {
         if self.short { short } else { full }
+    }
+
+    /// Whether the case of this name is to run.
+    pub(crate) fn wants(&self, case: &str) -> bool {
+        self.only.as_deref().is_none_or(|part| case.contains(part))
     }
 }
 
@@ -64,7 +79,7 @@ impl Seen {
 }
 
 struct Rung {
-    number: u8,
+    /// Unique; lower case and hyphens.
     name: &'static str,
     /// Part of the short form.
     short: bool,
@@ -73,34 +88,41 @@ struct Rung {
     run: fn(&Setting) -> Result<Seen>,
 }
 
+/// In the order in which they run.
 const RUNGS: &[Rung] = &[
-    Rung { number: 1, name: "path", short: true, isolated: true, run: path::run },
-    Rung { number: 2, name: "kill", short: true, isolated: true, run: kill::run },
-    Rung { number: 3, name: "replace", short: true, isolated: true, run: replace::run },
-    Rung { number: 4, name: "store", short: true, isolated: true, run: store::run },
-    Rung { number: 5, name: "same digest", short: true, isolated: true, run: digest::run },
-    Rung { number: 6, name: kubectl::NAME, short: false, isolated: true, run: kubectl::run },
-    Rung { number: 7, name: "real programs", short: false, isolated: false, run: programs::run },
-    Rung { number: 8, name: "bad input", short: false, isolated: true, run: input::run },
-    Rung { number: 9, name: "figures", short: false, isolated: false, run: figures::run },
-    Rung { number: 10, name: "nothing left", short: false, isolated: true, run: nothing::run },
+    Rung { name: "path", short: true, isolated: true, run: path::run },
+    Rung { name: "kill", short: true, isolated: true, run: kill::run },
+    Rung { name: "replace", short: true, isolated: true, run: replace::run },
+    Rung { name: "store", short: true, isolated: true, run: store::run },
+    Rung { name: "same-digest", short: true, isolated: true, run: digest::run },
+    Rung { name: kubectl::NAME, short: false, isolated: true, run: kubectl::run },
+    Rung { name: "programs", short: false, isolated: false, run: programs::run },
+    Rung { name: "bad-input", short: false, isolated: true, run: input::run },
+    Rung { name: "figures", short: false, isolated: false, run: figures::run },
+    Rung { name: "nothing-left", short: false, isolated: true, run: nothing::run },
+    Rung { name: "doors", short: true, isolated: true, run: doors::run },
 ];
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    for number in &arguments.rungs {
-        if !RUNGS.iter().any(|rung| rung.number == *number) {
-            bail!("there is no rung {number}");
+    for name in &arguments.rungs {
+        if !RUNGS.iter().any(|rung| rung.name == name) {
+            let names: Vec<_> = RUNGS.iter().map(|rung| rung.name).collect();
+            bail!("there is no rung {name}, but {}", names.join(", "));
         }
     }
     let setting = Setting {
-        gantry: crate::tools::gantry()?,
+        gantry: match &arguments.binary {
+            Some(path) => path.canonicalize().with_context(|| format!("find {}", path.display()))?,
+            None => crate::tools::gantry()?,
+        },
         short: arguments.short,
         seed: arguments.seed,
         bless: arguments.bless,
+        only: arguments.only.clone(),
     };
     let wanted = |rung: &Rung| match arguments.rungs.as_slice() {
         [] => rung.short || !arguments.short,
-        some => some.contains(&rung.number),
+        some => some.iter().any(|name| name == rung.name),
     };
     // Everything that comes from outside is fetched before a rung is cut off from it.
     crate::tools::kubernetes("kubectl")?;
@@ -124,7 +146,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             Err(error) => ("UNMET", format!("{error:#}")),
         };
         unmet += usize::from(word != "met");
-        crate::print(&format!("{:>2} {:<14} {word:<5} {seconds:>7.1} s  {figure}", rung.number, rung.name));
+        crate::print(&format!("{:<14} {word:<5} {seconds:>7.1} s  {figure}", rung.name));
     }
     crate::print(&format!("{} passed, {unmet} failed", run - unmet));
     if unmet > 0 {
@@ -152,4 +174,17 @@ fn in_thread(rung: &Rung, setting: &Setting) -> Result<Seen> {
 /// A runtime whose threads are the calling thread's children, and so in its namespace.
 pub(crate) fn runtime() -> Result<tokio::runtime::Runtime> {
     Ok(tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rungs_have_names_of_their_own() {
+        let mut names: Vec<_> = RUNGS.iter().map(|rung| rung.name).collect();
+        assert!(names.iter().all(|name| name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-')));
+        names.sort_unstable();
+        assert!(names.windows(2).all(|pair| pair[0] < pair[1]));
+    }
 }

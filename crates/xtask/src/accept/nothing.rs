@@ -1,4 +1,4 @@
-//! Rung 10: after `daemon stop --all` and `uninstall --purge` nothing of ours is left.
+//! Rung `nothing-left`: after `daemon stop --all` and `uninstall --purge` nothing of ours is left.
 
 use std::collections::BTreeSet;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! Rung 1: the walk-through, from a clean clone in the long form; the tutorial's manifest answers on its port.
+//! Rung `path`: the walk-through, from a clean clone in the long form; the tutorial's manifest answers on its port.
 
 use std::process::Command;
 

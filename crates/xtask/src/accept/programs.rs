@@ -1,4 +1,4 @@
-//! Rung 7: the programs of `docs/programs.md`, deployed from the module proxy one after another.
+//! Rung `programs`: the programs of `docs/programs.md`, deployed from the module proxy one after another.
 //!
 //! The document is the list: its command lines are what is run. What was seen is written below it by `--bless`.
 
@@ -201,7 +201,7 @@ fn read(document: &str) -> Result<Vec<Program>> {
 fn with_results(document: &str, outcomes: &[Outcome]) -> String {
     let list = document.split(RESULTS).next().unwrap_or_default().trim_end();
     let mut text = format!(
-        "{list}\n\n{RESULTS}\n\nWritten by `cargo xtask accept 7 --bless`; the seconds are those of `gantry up`, fetching and compiling \
+        "{list}\n\n{RESULTS}\n\nWritten by `cargo xtask accept programs --bless`; the seconds are those of `gantry up`, fetching and compiling \
          included.\n\n| Program | Serves | Seconds | |\n|---|---|---|---|\n"
     );
     for one in outcomes {

@@ -1,4 +1,4 @@
-//! Rung 3: versions are replaced and rolled back under load; one of them never becomes ready.
+//! Rung `replace`: versions are replaced and rolled back under load; one of them never becomes ready.
 
 use anyhow::{Context, Result, ensure};
 

@@ -1,4 +1,4 @@
-//! Rung 6: kubectl, unmodified, of two releases, plays `tests/kubectl`; and `tests/replay` finds no difference.
+//! Rung `kubectl`: kubectl, unmodified, of two releases, plays `tests/kubectl`; and `tests/replay` finds no difference.
 
 mod play;
 mod script;

@@ -1,4 +1,4 @@
-//! Rung 4: what was acknowledged stays, whatever ends the daemon or fills the disk; what lies is refused.
+//! Rung `store`: what was acknowledged stays, whatever ends the daemon or fills the disk; what lies is refused.
 
 mod archive;
 mod disk;
