@@ -4,24 +4,14 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
-
-/// The namespace of the proxies' Leases.
-pub const NAMESPACE: &str = "gantry-system";
-/// The label of a Lease whose holder takes part in draining.
-pub const LABEL: &str = "proxy.gantry.dev/drain=true";
-
-/// The condition with which proxy `name` says that it has drained a Pod.
-pub fn condition(name: &str) -> String {
-    format!("{name}.proxy.gantry.dev/Drained")
-}
 
 /// The proxies that have not said so yet.
 pub fn missing<'a>(pod: &Pod, proxies: &'a BTreeSet<String>) -> Vec<&'a str> {
     let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
     let drained = |name: &str| {
-        let wanted = condition(name);
+        let wanted = contract::drain::condition(name);
         conditions.iter().any(|condition| condition.type_ == wanted && condition.status == "True")
     };
     proxies.iter().map(String::as_str).filter(|name| !drained(name)).collect()
@@ -34,15 +24,10 @@ pub fn grace(pod: &Pod) -> Duration {
     Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
 }
 
-/// Until when to wait for the proxies: the deletion deadline less max(2 s, grace/3). `None`: not at all.
+/// Until when to wait for the proxies. `None`: not at all.
 pub fn deadline(pod: &Pod) -> Option<Timestamp> {
-    let until = pod.metadata.deletion_timestamp.as_ref()?.0;
-    let grace = grace(pod);
-    if grace.is_zero() {
-        return None;
-    }
-    let kept = (grace / 3).max(Duration::from_secs(2));
-    until.checked_sub(SignedDuration::try_from(kept).ok()?).ok()
+    let grace = i64::try_from(grace(pod).as_secs()).unwrap_or(i64::MAX);
+    contract::drain::deadline(pod.metadata.deletion_timestamp.as_ref()?.0, grace)
 }
 
 #[cfg(test)]
@@ -52,9 +37,13 @@ mod tests {
 
     #[test]
     fn deadlines_leave_time_to_end() {
-        for (grace, expected) in
-            [(30, Some("00:00:20Z")), (3, Some("00:00:28Z")), (1, Some("00:00:28Z")), (0, None)]
-        {
+        for (grace, expected) in [
+            (30, Some("00:00:20Z")),
+            (3, Some("00:00:28Z")),
+            (1, Some("00:00:28Z")),
+            (10, Some("00:00:26Z")),
+            (0, None),
+        ] {
             let pod: Pod = serde_json::from_value(json!({"metadata": {
                 "deletionTimestamp": "2026-01-01T00:00:30Z", "deletionGracePeriodSeconds": grace}}))
             .unwrap();

@@ -24,7 +24,7 @@ use crate::ports::{self, Failure};
 use crate::registration::Registration;
 use crate::spec::annotation;
 use crate::worker::{self, Deps, Found, Handles, Phase, Update};
-use crate::{drain, fields, kubelet};
+use crate::{fields, kubelet};
 
 /// Workers that have ended and wait to be noticed.
 const ENDED_MAX: usize = 64;
@@ -217,8 +217,8 @@ impl Node {
     /// The names of the live proxies; `None` until they are known.
     fn watch_proxies(&self, scope: &Scope) -> watch::Receiver<Option<Arc<BTreeSet<String>>>> {
         let (sender, receiver) = watch::channel(None);
-        let api: Api<Lease> = Api::namespaced(self.inner.config.client.clone(), drain::NAMESPACE);
-        let watched = watcher::Config::default().labels(drain::LABEL);
+        let api: Api<Lease> = Api::namespaced(self.inner.config.client.clone(), contract::drain::NAMESPACE);
+        let watched = watcher::Config::default().labels(&contract::drain::selector());
         let mut events = watcher(api, watched).default_backoff().boxed();
         scope.spawn("proxies", async move {
             let mut listing = BTreeSet::new();

@@ -11,10 +11,8 @@ use crate::limits;
 use crate::observed::{Clock, Container, Ended, Gate, Observed, State, Step};
 use crate::plan::{containers, initialized, is_sidecar, policy};
 
-/// The readiness gate that follows the program's listening sockets.
-pub const LISTENING: &str = "node.gantry.dev/Listening";
-/// The annotation that tells them.
-pub const LISTENING_ANNOTATION: &str = "node.gantry.dev/listening";
+pub use contract::name::{LISTENING_ANNOTATION, LISTENING_CONDITION as LISTENING};
+
 /// How long `ErrImagePull` is shown before it becomes `ImagePullBackOff`.
 pub const PULL_ERROR_SHOWN: std::time::Duration = std::time::Duration::from_secs(2);
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 
 use crate::backend::Pod;
 use crate::model::Deletion;
@@ -36,12 +36,6 @@ pub(crate) enum Step {
     Wait(Duration),
 }
 
-/// The last moment: what comes after belongs to the container's own shutdown.
-pub(crate) fn deadline(deletion: &Deletion) -> Timestamp {
-    let reserve = (deletion.grace_seconds / 3).max(2);
-    deletion.at.saturating_sub(SignedDuration::from_secs(reserve)).unwrap_or(Timestamp::MIN)
-}
-
 pub(crate) fn step(now: Timestamp, deletion: &Deletion, routed: bool, in_flight: usize) -> Step {
     if !routed {
         return Step::Done(Reason::NotRouted);
@@ -49,9 +43,10 @@ pub(crate) fn step(now: Timestamp, deletion: &Deletion, routed: bool, in_flight:
     if in_flight == 0 {
         return Step::Done(Reason::Idle);
     }
-    let left = deadline(deletion).duration_since(now);
-    match Duration::try_from(left) {
-        Ok(left) if !left.is_zero() && deletion.grace_seconds > 0 => Step::Wait(left),
+    // What comes after the deadline belongs to the container's own shutdown.
+    let deadline = contract::drain::deadline(deletion.at, deletion.grace_seconds);
+    match deadline.map(|deadline| Duration::try_from(deadline.duration_since(now))) {
+        Some(Ok(left)) if !left.is_zero() => Step::Wait(left),
         _ => Step::Done(Reason::Deadline),
     }
 }
@@ -83,9 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn the_reserve_is_a_third_of_the_grace_but_two_seconds_at_least() {
-        assert_eq!(deadline(&deletion(1000, 30)), at(990));
-        assert_eq!(deadline(&deletion(1000, 3)), at(998));
+    fn a_pod_is_waited_for_until_the_deadline() {
         assert_eq!(step(at(0), &deletion(1000, 0), true, 1), Step::Done(Reason::Deadline));
         assert_eq!(step(at(980), &deletion(1000, 30), true, 1), Step::Wait(Duration::from_secs(10)));
         assert_eq!(step(at(990), &deletion(1000, 30), true, 1), Step::Done(Reason::Deadline));
@@ -104,11 +97,12 @@ mod tests {
                 Step::Done(Reason::Idle) => prop_assert!(routed && in_flight == 0),
                 Step::Done(Reason::NotRouted) => prop_assert!(!routed),
                 Step::Done(Reason::Deadline) => {
-                    prop_assert!(in_flight > 0 && (grace == 0 || at(now) >= deadline(&deletion)));
+                    let deadline = contract::drain::deadline(deletion.at, grace);
+                    prop_assert!(in_flight > 0 && deadline.is_none_or(|deadline| at(now) >= deadline));
                 }
                 Step::Wait(left) => {
                     prop_assert!(in_flight > 0 && !left.is_zero());
-                    let later = at(now) + SignedDuration::try_from(left).unwrap();
+                    let later = at(now) + jiff::SignedDuration::try_from(left).unwrap();
                     prop_assert_eq!(step(later, &deletion, routed, in_flight), Step::Done(Reason::Deadline));
                 }
             }

@@ -10,10 +10,7 @@ use serde_json::Value;
 
 use crate::route::Speech;
 
-/// Lets a LoadBalancer take the next free port of the host: `auto`.
-pub(crate) const HOST_PORT: &str = "proxy.gantry.dev/host-port";
-/// The address of the host on which a LoadBalancer listens beyond loopback.
-pub(crate) const EXPOSE: &str = "proxy.gantry.dev/expose";
+pub(crate) use contract::name::{EXPOSE_ANNOTATION as EXPOSE, HOST_PORT_ANNOTATION as HOST_PORT};
 
 /// `namespace/name`
 pub(crate) type Key = String;

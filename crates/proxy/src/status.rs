@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use contract::{Holder, drain};
 use jiff::Timestamp;
 use kube::Client;
 use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, Patch, PatchParams};
@@ -12,11 +13,9 @@ use serde_json::{Value, json};
 use crate::drain::Reason;
 use crate::model::{Pod, Service};
 
-/// The condition of a Service: whether the host listens for it.
-pub(crate) const BOUND: &str = "proxy.gantry.dev/Bound";
+pub(crate) use contract::name::BOUND_CONDITION as BOUND;
+
 const SERVICE_MANAGER: &str = "proxy.gantry.dev";
-const LEASE_NAMESPACE: &str = "gantry-system";
-const DRAIN_LABEL: &str = "proxy.gantry.dev/drain";
 const RETRY_FIRST: Duration = Duration::from_millis(20);
 const RETRY_MAX: Duration = Duration::from_secs(2);
 
@@ -48,19 +47,18 @@ fn is_final(error: &kube::Error) -> bool {
 /// Says that the Pod is drained; tries for as long as there is such a Pod.
 pub(crate) async fn say_drained(client: &Client, name: &str, pod: &Pod, reason: Reason) {
     let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &pod.namespace, &pods());
-    let domain = format!("{name}.proxy.gantry.dev");
     let body = json!({
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {"name": pod.name, "namespace": pod.namespace, "uid": pod.uid},
         "status": {"conditions": [{
-            "type": format!("{domain}/Drained"),
+            "type": contract::drain::condition(name),
             "status": "True",
             "reason": reason.name(),
             "lastTransitionTime": now(),
         }]},
     });
-    apply(&api, &pod.name, &domain, &body).await;
+    apply(&api, &pod.name, &contract::drain::manager(name), &body).await;
 }
 
 /// Writes the ports that the host listens on for a LoadBalancer, and whether that worked.
@@ -101,14 +99,27 @@ pub(crate) struct Bound {
 
 /// Takes the Lease: from now on the node waits for this proxy before it stops a Pod. Tries until it is there.
 pub(crate) async fn take_lease(client: &Client, name: &str) {
-    let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), LEASE_NAMESPACE, &leases());
+    let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), drain::NAMESPACE, &leases());
+    // By this the daemon knows, also after a restart, when nobody is left to wait for.
+    let annotations = match Holder::this() {
+        Ok(holder) => json!({drain::HOLDER: holder.to_json()}),
+        Err(error) => {
+            tracing::warn!(%error, "the lease does not say which process holds it");
+            json!({})
+        }
+    };
     let body = json!({
         "apiVersion": "coordination.k8s.io/v1",
         "kind": "Lease",
-        "metadata": {"name": name, "namespace": LEASE_NAMESPACE, "labels": {DRAIN_LABEL: "true"}},
+        "metadata": {
+            "name": name,
+            "namespace": drain::NAMESPACE,
+            "labels": {drain::LABEL: drain::LABEL_VALUE},
+            "annotations": annotations,
+        },
         "spec": {"holderIdentity": name, "acquireTime": micro_now()},
     });
-    let params = PatchParams::apply(&format!("{name}.proxy.gantry.dev")).force();
+    let params = PatchParams::apply(&contract::drain::manager(name)).force();
     let mut pause = RETRY_FIRST;
     // Here even "not found" passes: the namespace may be about to be made.
     while let Err(error) = api.patch(name, &params, &Patch::Apply(&body)).await {
@@ -120,7 +131,7 @@ pub(crate) async fn take_lease(client: &Client, name: &str) {
 
 /// Gives the Lease up, if the API is there.
 pub(crate) async fn give_up_lease(client: &Client, name: &str) {
-    let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), LEASE_NAMESPACE, &leases());
+    let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), drain::NAMESPACE, &leases());
     if let Err(error) = api.delete(name, &DeleteParams::default()).await {
         tracing::warn!(%error, lease = name, "give up the proxy's lease");
     }

@@ -9,11 +9,12 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 /// The leaves that every crate may use.
-const LEAVES: &[&str] = &["durable", "lifecycle"];
+const LEAVES: &[&str] = &["contract", "durable", "lifecycle"];
 
 /// Which of our crates a crate may use, beside the leaves.
 const EDGES: &[(&str, &[&str])] = &[
     ("apiserver", &["resources", "store"]),
+    ("contract", &[]),
     ("controllers", &["resources"]),
     ("durable", &[]),
     (

@@ -8,6 +8,7 @@
 mod console;
 mod garbage;
 mod kubeconfig;
+mod leases;
 mod log;
 mod pki;
 mod proxy;
@@ -111,6 +112,10 @@ async fn start(state: &State, scope: &Scope) -> Result<()> {
     serve_api(&server, &tls, &network, &listeners, pod_facing, scope)?;
     serve_registry(state, &images, &listeners, scope)?;
 
+    // Before the node looks whom it has to wait for.
+    let leases = leases::Leases::new(server.client(apiserver::Identity::admin()), state);
+    leases.release_gone().await;
+    leases.keep(scope);
     let node = start_node(state, &server, &network, images.clone(), runtime, scope)?;
     let client = server.client(apiserver::Identity::admin());
     let collector = garbage::Collector { images, node: node.clone(), client };
@@ -126,7 +131,7 @@ async fn start(state: &State, scope: &Scope) -> Result<()> {
         identities.client(identity)
     };
     controllers::start(client_for, scope);
-    proxy::hold(state, kept, listeners.named(), server.client(apiserver::Identity::admin()), scope)
+    proxy::hold(state, kept, listeners.named(), scope)
 }
 
 /// Runs what waits for the disk on a thread for it.

@@ -11,9 +11,6 @@ use std::time::Duration;
 use ::proxy::handover::{self, Holder, Link};
 use ::proxy::spawn::{self, Process};
 use anyhow::{Context, Result};
-use k8s_openapi::api::coordination::v1::Lease;
-use kube::api::DeleteParams;
-use kube::{Api, Client};
 use lifecycle::Scope;
 
 use super::state::State;
@@ -61,8 +58,6 @@ fn run(dir: &Path) -> Result<()> {
     })
 }
 
-/// Where the proxies' Leases are.
-const NAMESPACE: &str = "gantry-system";
 /// First wait before a proxy that died before it took connections is started again; doubled by each further one.
 const RESTART_MIN: Duration = Duration::from_millis(20);
 const RESTART_MAX: Duration = Duration::from_secs(5);
@@ -94,24 +89,18 @@ impl Kept {
 }
 
 /// Gives the proxy this daemon's listeners, and sees to it that there is one until the scope ends.
-pub fn hold(
-    state: &State,
-    kept: Kept,
-    own: Vec<(&'static str, TcpListener)>,
-    client: Client,
-    scope: &Scope,
-) -> Result<()> {
+pub fn hold(state: &State, kept: Kept, own: Vec<(&'static str, TcpListener)>, scope: &Scope) -> Result<()> {
     for (name, listener) in own {
         kept.holder.own(name, listener).with_context(|| format!("hold the listener {name}"))?;
     }
     kept.holder.drop_returned();
     let exe = std::env::current_exe().context("find the gantry binary")?;
     let (state, inner) = (state.clone(), scope.clone());
-    scope.spawn("proxy", async move { keep(&state, &exe, kept, &client, &inner).await });
+    scope.spawn("proxy", async move { keep(&state, &exe, kept, &inner).await });
     Ok(())
 }
 
-async fn keep(state: &State, exe: &Path, kept: Kept, client: &Client, scope: &Scope) {
+async fn keep(state: &State, exe: &Path, kept: Kept, scope: &Scope) {
     let Kept { holder, mut link } = kept;
     let mut wait = RESTART_MIN;
     loop {
@@ -133,7 +122,6 @@ async fn keep(state: &State, exe: &Path, kept: Kept, client: &Client, scope: &Sc
                 // One that an earlier daemon started has served, whatever it says to this one.
                 has_served = was_running || link.is_ready();
                 tracing::warn!(pid = process.pid(), has_served, "the proxy ended");
-                release(client, link.name()).await;
             }
             Err(error) => tracing::error!(error = format!("{error:#}"), "start the proxy"),
         }
@@ -162,15 +150,5 @@ async fn start(state: &State, exe: &Path, holder: &Holder, scope: &Scope) -> Res
 fn note(state: &State, pid: u32) {
     if let Err(error) = durable::write(&state.run("proxy.pid"), pid.to_string().as_bytes()) {
         tracing::warn!(%error, "note the proxy's process id");
-    }
-}
-
-/// A Lease is live until it is deleted: the node must not wait for a proxy that is dead.
-async fn release(client: &Client, lease: &str) {
-    let api = Api::<Lease>::namespaced(client.clone(), NAMESPACE);
-    match api.delete(lease, &DeleteParams::default()).await {
-        Ok(_) => {}
-        Err(kube::Error::Api(status)) if status.code == 404 => {}
-        Err(error) => tracing::warn!(%error, lease, "delete the dead proxy's lease"),
     }
 }

@@ -6,6 +6,11 @@ pub mod rollout;
 pub mod spec;
 pub mod trouble;
 
+pub use contract::name::{
+    BOUND_CONDITION as BOUND, EXPOSE_ANNOTATION as EXPOSE, HOST_PORT_ANNOTATION as HOST_PORT,
+    LISTENING_ANNOTATION as LISTENING, LISTENING_CONDITION as LISTENING_GATE,
+};
+
 /// The field manager of all that `up` applies.
 pub const MANAGER: &str = "gantry";
 /// The field manager of `spec.replicas`, so that what `scale` sets outlasts the next `up`.
@@ -16,16 +21,6 @@ pub const APP_LABEL: &str = "app";
 pub const RUN_LABEL: &str = "gantry.dev/run";
 /// The revision that the Deployment controller writes.
 pub const REVISION: &str = "deployment.kubernetes.io/revision";
-/// The readiness gate of Pods that name no port.
-pub const LISTENING_GATE: &str = "node.gantry.dev/Listening";
-/// What the node saw listening, as JSON.
-pub const LISTENING: &str = "node.gantry.dev/listening";
-/// Lets the proxy take the next free port of the host.
-pub const HOST_PORT: &str = "proxy.gantry.dev/host-port";
-/// The host's address that the proxy listens on beyond loopback.
-pub const EXPOSE: &str = "proxy.gantry.dev/expose";
-/// The Service condition with which the proxy says whether it could listen.
-pub const BOUND: &str = "proxy.gantry.dev/Bound";
 
 /// Checks a name against RFC 1123's label, which Services and Pods need.
 pub fn check_name(name: &str) -> crate::failure::Result<()> {
