@@ -2,8 +2,9 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::io;
+use std::io::{self, Read as _};
 use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
@@ -28,11 +29,21 @@ pub fn write(pod: &Pod, pod_dir: &Path, ip: IpAddr, dns: IpAddr) -> io::Result<(
     for (name, text) in files {
         let path = dir.join(name);
         // A container that runs has this file mounted: what is right is left alone, inode included.
-        if fs::read_to_string(&path).ok().as_deref() != Some(&text) {
+        if !holds(&path, &text) {
             fs::write(&path, text)?;
+            // Whoever runs in the container reads it; above it only root passes.
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o644))?;
         }
     }
     Ok(())
+}
+
+/// Reads no more than is asked for: the container may have made the file as long as it likes.
+fn holds(path: &Path, text: &str) -> bool {
+    let mut found = Vec::new();
+    let most = text.len() as u64 + 1;
+    let read = fs::File::open(path).and_then(|file| file.take(most).read_to_end(&mut found));
+    read.is_ok() && found == text.as_bytes()
 }
 
 fn hosts(pod: &Pod, spec: &PodSpec, ip: IpAddr) -> String {

@@ -266,8 +266,10 @@ fn seccomp(own: Option<&SeccompProfile>, of_pod: Option<&SeccompProfile>) -> Res
     }
 }
 
+/// A file or folder of ours: whatever is put there, it gives nobody anything on the host.
 fn bind(source: PathBuf, target: &str, read_only: bool) -> Mount {
-    Mount { source, target: PathBuf::from(target), read_only, kind: MountKind::Bind }
+    let target = PathBuf::from(target);
+    Mount { source, sub_path: None, target, read_only, inert: true, kind: MountKind::Bind }
 }
 
 fn mounts(input: &Input<'_>, spec: &PodSpec, env: &[(String, String)]) -> Result<Vec<Mount>, Error> {
@@ -301,20 +303,26 @@ fn mounts(input: &Input<'_>, spec: &PodSpec, env: &[(String, String)]) -> Result
             }
             _ => None,
         };
-        let source = match below {
-            None => root,
-            Some(path) => volumes::sub_path(&root, &path).map_err(|source| volumes::Error::SubPath {
+        let below = match below {
+            None => None,
+            Some(path) => Some(volumes::sub_path(&path).map_err(|source| volumes::Error::SubPath {
                 volume: volume.name.clone(),
                 path,
                 source,
-            })?,
+            })?),
         };
         // What the API wrote is not the container's to change.
         let from_api = volume.config_map.is_some()
             || volume.secret.is_some()
             || volume.downward_api.is_some()
             || volume.projected.is_some();
-        mounts.push(bind(source, &mount.mount_path, from_api || mount.read_only == Some(true)));
+        let read_only = from_api || mount.read_only == Some(true);
+        mounts.push(Mount {
+            sub_path: below,
+            // The host's own files mean what they mean on the host.
+            inert: volume.host_path.is_none(),
+            ..bind(root, &mount.mount_path, read_only)
+        });
     }
     Ok(mounts)
 }

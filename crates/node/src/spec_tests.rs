@@ -15,7 +15,8 @@ fn image(config: Value) -> Image {
 fn spec_of(container: Value, config: Value) -> Result<Spec, String> {
     let pod: Pod = serde_json::from_value(json!({
         "metadata": {"name": "web-1", "namespace": "ns", "uid": "u1"},
-        "spec": {"containers": [container], "volumes": [{"name": "v", "emptyDir": {}}, {"name": "c", "configMap": {"name": "m"}}]}
+        "spec": {"containers": [container], "volumes": [{"name": "v", "emptyDir": {}}, {"name": "c", "configMap": {"name": "m"}},
+            {"name": "h", "hostPath": {"path": "/srv"}}]}
     }))
     .unwrap();
     let image = image(config);
@@ -72,6 +73,43 @@ fn security_and_limits_reach_the_runtime() {
     assert!(spec.env.contains(&("PATH".to_owned(), "/bin".to_owned())));
     assert!(spec.env.contains(&("HOSTNAME".to_owned(), "web-1".to_owned())));
     assert!(spec.id.len() == 32 && spec.id == id("u1", "c", 2));
+}
+
+#[test]
+fn sub_paths_are_left_to_the_runtime_and_only_the_hosts_own_files_keep_their_powers() {
+    let config = json!({"Entrypoint": ["/x"]});
+    let spec = spec_of(
+        json!({"name": "c", "env": [{"name": "WHO", "value": "me"}], "volumeMounts": [
+            {"name": "v", "mountPath": "/data", "subPath": "a/b"}, {"name": "v", "mountPath": "/own", "subPathExpr": "$(WHO)"},
+            {"name": "c", "mountPath": "/etc/conf"}, {"name": "h", "mountPath": "/srv"}]}),
+        config.clone(),
+    )
+    .unwrap();
+    let find = |target: &str| spec.mounts.iter().find(|mount| mount.target == Path::new(target)).unwrap();
+    assert_eq!(find("/data").source, Path::new("/s/pods/u1/volumes/v"));
+    assert_eq!(find("/data").sub_path.as_deref(), Some(Path::new("a/b")));
+    assert_eq!(find("/own").sub_path.as_deref(), Some(Path::new("me")));
+    let powerful: Vec<&Path> =
+        spec.mounts.iter().filter(|mount| !mount.inert).map(|mount| mount.target.as_path()).collect();
+    assert_eq!(powerful, [Path::new("/srv")]);
+    for outside in ["../x", "/etc"] {
+        let mounts = json!([{"name": "v", "mountPath": "/data", "subPath": outside}]);
+        assert!(spec_of(json!({"name": "c", "volumeMounts": mounts}), config.clone()).is_err(), "{outside}");
+    }
+}
+
+/// CVE-2026-53488: what an image says of itself chooses no path, hook or logger of the host's.
+#[test]
+fn labels_choose_nothing() {
+    let plain = spec_of(json!({"name": "c"}), json!({"Entrypoint": ["/x"]})).unwrap();
+    let labels = json!({"io.kubernetes.cri-o.LinkLogs": "../../etc", "io.containerd.runc.v2.hook": "/bin/sh",
+        "org.criu.config": "/x", "run.oci.hooks.stderr": "/etc/passwd", "com.docker.log-driver": "binary:///bin/sh"});
+    let hostile = json!({"Entrypoint": ["/x"], "Labels": labels, "Volumes": {"/etc": {}, "../../x": {}},
+        "OnBuild": ["RUN x"], "Shell": ["/bin/evil"]});
+    assert_eq!(
+        serde_json::to_value(spec_of(json!({"name": "c"}), hostile).unwrap()).unwrap(),
+        serde_json::to_value(plain).unwrap()
+    );
 }
 
 #[test]

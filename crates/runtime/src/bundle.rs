@@ -29,7 +29,7 @@ use crate::capability::Set;
 use crate::cgroup::Cgroup;
 use crate::process::Identity;
 use crate::protocol::{Exit, VERSION};
-use crate::spec::{Access, MountKind, Namespace, Spec};
+use crate::spec::{Access, Namespace, Spec};
 
 pub const RECORD: &str = "container.json";
 pub const PROCESS: &str = "process.json";
@@ -104,6 +104,28 @@ pub(crate) fn started_at(bundle: &Path) -> Option<SystemTime> {
     fs::metadata(bundle.join(STARTED)).ok()?.modified().ok()
 }
 
+/// Whether nothing is in the folder but what a container's has: it may be removed.
+pub(crate) fn holds_only_ours(bundle: &Path) -> io::Result<bool> {
+    const MORE: [&str; 7] = ["config.json", "stdin", "stdout", "stderr", "upper", "work", ROOTFS];
+    const NAMES: [&str; 8] = [RECORD, PROCESS, EXIT, STARTED, SOCKET, LOCK, SKELETON, OCI];
+    let entries = match fs::read_dir(bundle) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
+        entries => entries?,
+    };
+    for entry in entries {
+        let name = entry?.file_name();
+        let name = name.to_string_lossy();
+        // What is staged has a name that begins with a dot and the file's own.
+        let is_ours = |known: &&str| {
+            *known == name || name.strip_prefix('.').is_some_and(|rest| rest.starts_with(*known))
+        };
+        if !NAMES.iter().chain(&MORE).any(is_ours) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 /// A unix socket's path has 108 bytes; through the folder's descriptor it is always short enough.
 pub(crate) fn short_path(dir: &impl std::os::fd::AsRawFd, name: &str) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}/{name}", dir.as_raw_fd()))
@@ -121,7 +143,8 @@ pub(crate) fn config(record: &Record, root: &Path) -> Value {
         "user": { "uid": spec.user.uid, "gid": spec.user.gid, "additionalGids": spec.user.groups },
         "args": args,
         "env": env,
-        "cwd": if spec.cwd.as_os_str().is_empty() { Path::new("/") } else { &spec.cwd },
+        // The working folder may be in a mount that is not there yet: ours to enter.
+        "cwd": "/",
     });
     if spec.no_new_privileges {
         process["noNewPrivileges"] = json!(true);
@@ -194,70 +217,17 @@ const MASKED: [&str; 12] = [
 
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
-/// Every target that something is mounted on, parents first; a user's mount replaces a default on the same target.
-pub(crate) fn targets(spec: &Spec) -> Vec<(PathBuf, bool)> {
-    let mut targets: Vec<(PathBuf, bool)> =
-        default_mounts(spec).map(|mount| (PathBuf::from(mount.0), true)).collect();
-    for mount in ordered(spec) {
-        let is_dir = mount.kind != MountKind::Bind || !mount.source.is_file_like();
-        targets.push((mount.target.clone(), is_dir));
-    }
-    targets
+/// What libcontainer mounts, parents first.
+pub(crate) fn default_targets() -> impl Iterator<Item = &'static Path> {
+    DEFAULT_MOUNTS.iter().map(|(target, ..)| Path::new(*target))
 }
 
-trait FileLike {
-    fn is_file_like(&self) -> bool;
-}
-
-impl FileLike for PathBuf {
-    /// A file, a socket or a device, rather than a folder.
-    fn is_file_like(&self) -> bool {
-        fs::metadata(self).is_ok_and(|metadata| !metadata.is_dir())
-    }
-}
-
-fn default_mounts(
-    spec: &Spec,
-) -> impl Iterator<Item = &'static (&'static str, &'static str, &'static str, &'static [&'static str])> {
-    DEFAULT_MOUNTS
-        .iter()
-        .filter(|(target, ..)| !spec.mounts.iter().any(|mount| mount.target == Path::new(target)))
-}
-
-/// Shallow targets first, so that one mount does not hide another.
-fn ordered(spec: &Spec) -> Vec<&crate::spec::Mount> {
-    let mut mounts: Vec<_> = spec.mounts.iter().collect();
-    mounts.sort_by_key(|mount| mount.target.components().count());
-    mounts
-}
-
+/// The default ones only: what a user asks for is laid over them by descriptor ([`crate::mounts`]).
 fn mounts(spec: &Spec) -> Vec<Value> {
-    let mut list: Vec<Value> = default_mounts(spec)
-        .map(|(target, kind, source, options)| {
-            let options: Vec<&str> =
-                options.iter().copied().filter(|option| !(spec.privileged && *option == "ro")).collect();
-            json!({ "destination": target, "type": kind, "source": source, "options": options })
-        })
-        .collect();
-    for mount in ordered(spec) {
-        let access = if mount.read_only { "ro" } else { "rw" };
-        list.push(match mount.kind {
-            MountKind::Bind => {
-                let mut options = vec!["rbind", "rprivate", access];
-                if mount.read_only {
-                    options.push("rro");
-                }
-                json!({ "destination": mount.target, "type": "bind", "source": mount.source, "options": options })
-            }
-            MountKind::Tmpfs { size_bytes, mode } => {
-                let mut options =
-                    vec!["nosuid".to_owned(), "nodev".to_owned(), format!("mode={mode:o}"), access.to_owned()];
-                if size_bytes > 0 {
-                    options.push(format!("size={size_bytes}"));
-                }
-                json!({ "destination": mount.target, "type": "tmpfs", "source": "tmpfs", "options": options })
-            }
-        });
-    }
-    list
+    let mount = |(target, kind, source, options): &(&str, &str, &str, &[&str])| {
+        let options: Vec<&str> =
+            options.iter().copied().filter(|option| !(spec.privileged && *option == "ro")).collect();
+        json!({ "destination": target, "type": kind, "source": source, "options": options })
+    };
+    DEFAULT_MOUNTS.iter().map(mount).collect()
 }

@@ -18,6 +18,10 @@ use crate::spec::Resources;
 const CPU_PERIOD_US: u64 = 100_000;
 /// A millisecond apart.
 const FREEZE_ATTEMPTS: u32 = 1000;
+/// How often a cgroup that is still in use is tried to be removed, after 1 ms, 2 ms, 4 ms …: 4 s in all.
+const REMOVE_ATTEMPTS: u32 = 12;
+/// Processes that are named when they resist.
+const DESCRIBED_MAX: usize = 5;
 /// The folder that keepers are in.
 const KEEPERS: &str = "keepers";
 
@@ -142,6 +146,7 @@ impl Layout {
 
     /// Removes the containers' folders whose id is not in `kept`: what a crash left.
     pub fn sweep(&self, instance: &str, kept: &[String]) -> io::Result<()> {
+        let mut first_failure = Ok(());
         for dir in self.instance_dirs(instance) {
             let entries = match fs::read_dir(&dir) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
@@ -151,11 +156,12 @@ impl Layout {
                 let name = entry.file_name();
                 let id = name.to_str().and_then(|name| name.strip_prefix("c-"));
                 if let Some(id) = id.filter(|id| !kept.iter().any(|kept| kept == id)) {
-                    self.container(instance, id).remove()?;
+                    let removed = self.container(instance, id).remove();
+                    first_failure = first_failure.and(removed);
                 }
             }
         }
-        Ok(())
+        first_failure
     }
 
     /// Removes the instance's folders in every hierarchy, with whatever still runs in them.
@@ -195,6 +201,13 @@ impl Cgroup {
             }
             Cgroup::V2(dir) => Some(dir),
         }
+    }
+
+    /// Whether every folder is the one that this instance gives a container of this id.
+    pub fn is_of(&self, instance: &str, id: &str) -> bool {
+        let leaf = Path::new(&format!("gantry-{instance}")).join(format!("c-{id}"));
+        let dirs = self.dirs();
+        !dirs.is_empty() && dirs.iter().all(|dir| dir.is_absolute() && dir.ends_with(&leaf))
     }
 
     /// Each folder once: controllers may share a mount.
@@ -348,11 +361,37 @@ impl Cgroup {
         }
     }
 
+    /// Sends SIGKILL to every process. Frozen, none can make another meanwhile; on v1 it dies when it is thawed, and
+    /// it is thawed even if it was frozen before.
+    pub fn kill(&self) {
+        let Some(dir) = self.dir("freezer") else { return };
+        if let Cgroup::V2(dir) = self
+            && write(&dir.join("cgroup.kill"), "1").is_ok()
+        {
+            return;
+        }
+        let (file, frozen, thawed) = match self {
+            Cgroup::V1(_) => ("freezer.state", "FROZEN", "THAWED"),
+            Cgroup::V2(_) => ("cgroup.freeze", "1", "0"),
+        };
+        let _ = write(&dir.join(file), frozen);
+        for pid in processes(dir) {
+            kill(pid);
+        }
+        for dir in tree(dir) {
+            let _ = write(&dir.join(file), thawed);
+        }
+    }
+
+    /// The processes that are there, and what the kernel has them do.
+    pub fn describe(&self) -> String {
+        self.dir("freezer").map_or_else(|| "unknown processes".into(), describe)
+    }
+
     /// Removes the folders, with whatever still runs in them.
     pub fn remove(&self) -> io::Result<()> {
         if self.has_processes() {
-            // On v1 a frozen process does not even die.
-            let _ = self.freeze(false);
+            self.kill();
         }
         self.dirs().into_iter().try_for_each(remove_tree)
     }
@@ -465,24 +504,64 @@ fn remove_tree(dir: &Path) -> io::Result<()> {
         Err(_) => {}
     }
     // A dying process leaves its cgroup a moment after its parent has seen it end.
-    for attempt in 0..10u32 {
+    for attempt in 0..REMOVE_ATTEMPTS {
         for entry in fs::read_dir(dir)?.flatten() {
             if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                 remove_tree(&entry.path())?;
             }
         }
-        for pid in fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default().lines() {
-            if let Some(pid) = pid.parse().ok().and_then(rustix::process::Pid::from_raw) {
-                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-            }
-        }
+        processes_of(dir).into_iter().for_each(kill);
         match fs::remove_dir(dir) {
             Ok(()) => return Ok(()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(_) => std::thread::sleep(Duration::from_millis(1 << attempt)),
         }
     }
-    fs::remove_dir(dir).map_err(|error| at(dir, error))
+    let held = |error: io::Error| io::Error::new(error.kind(), format!("{error}: {}", describe(dir)));
+    fs::remove_dir(dir).map_err(|error| at(dir, held(error)))
+}
+
+/// A cgroup and those below it.
+fn tree(dir: &Path) -> Vec<PathBuf> {
+    let mut dirs = vec![dir.to_owned()];
+    let mut next = 0;
+    while let Some(dir) = dirs.get(next) {
+        let below = fs::read_dir(dir).into_iter().flatten().flatten();
+        let below: Vec<PathBuf> = below
+            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+            .map(|entry| entry.path())
+            .collect();
+        dirs.extend(below);
+        next += 1;
+    }
+    dirs
+}
+
+fn processes(dir: &Path) -> Vec<i32> {
+    tree(dir).iter().flat_map(|dir| processes_of(dir)).collect()
+}
+
+fn processes_of(dir: &Path) -> Vec<i32> {
+    let text = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+    // 0 is a process of another pid namespace: none of ours.
+    text.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid > 0).collect()
+}
+
+fn kill(pid: i32) {
+    if let Some(pid) = rustix::process::Pid::from_raw(pid) {
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    }
+}
+
+fn describe(dir: &Path) -> String {
+    let mut pids = processes(dir);
+    let more = pids.len().saturating_sub(DESCRIBED_MAX);
+    pids.truncate(DESCRIBED_MAX);
+    let mut text = pids.into_iter().map(crate::process::describe).collect::<Vec<_>>().join(", ");
+    if text.is_empty() {
+        text = "no process in its cgroup".into();
+    }
+    if more > 0 { format!("{text} and {more} more") } else { text }
 }
 
 #[cfg(test)]

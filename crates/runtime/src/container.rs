@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use nix::libc;
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use tokio::io::Interest;
@@ -24,6 +25,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the kernel is asked for the status of a container that ended without a keeper.
 const REAP_WAIT: Duration = Duration::from_secs(5);
 const REAP_STEP: Duration = Duration::from_millis(20);
+/// How often a keeper that has not answered is looked at: one that somebody stopped never will.
+const STOPPED_STEP: Duration = Duration::from_secs(1);
 
 /// Why a request about a container failed.
 #[derive(Debug, thiserror::Error)]
@@ -228,14 +231,17 @@ impl Container {
         };
         let mut kept_by_keeper = false;
         if let Some(connection) = connection {
-            match tokio::time::timeout(ANSWER_TIMEOUT, connection.call(Request::Delete)).await {
-                Ok(Ok(Reply::Done)) => kept_by_keeper = true,
-                Ok(Ok(Reply::Failed { step, reason })) => {
-                    return Err(Error::Refused { id: self.id().to_owned(), step, reason });
+            match self.ask_to_delete(&connection).await {
+                Some(Ok(Reply::Done)) => kept_by_keeper = true,
+                Some(Ok(reply)) => return Err(self.unexpected(reply)),
+                // It died.
+                Some(Err(_)) => {}
+                None => {
+                    tracing::warn!(container = self.id(), "its keeper does not answer: killing it");
+                    if let Some(keeper) = keeper_of(self.bundle()) {
+                        let _ = rustix::process::kill_process(keeper, rustix::process::Signal::KILL);
+                    }
                 }
-                Ok(Ok(reply)) => return Err(self.unexpected(reply)),
-                Ok(Err(_)) => {}
-                Err(_) => return Err(self.keeper(io::ErrorKind::TimedOut.into())),
             }
         }
         let inner = self.inner.clone();
@@ -247,6 +253,22 @@ impl Container {
         })
         .await
         .map_err(|source| Error::Remove { id: self.id().to_owned(), source })
+    }
+
+    /// `None`: it is stopped, or said nothing for too long.
+    async fn ask_to_delete(&self, connection: &Connection) -> Option<io::Result<Reply>> {
+        let deadline = tokio::time::Instant::now() + ANSWER_TIMEOUT;
+        let mut answer = std::pin::pin!(connection.call(Request::Delete));
+        loop {
+            if let Ok(answer) = tokio::time::timeout(STOPPED_STEP, &mut answer).await {
+                return Some(answer);
+            }
+            let stopped =
+                keeper_of(self.bundle()).is_some_and(|keeper| process::is_stopped(keeper.as_raw_pid()));
+            if stopped || tokio::time::Instant::now() >= deadline {
+                return None;
+            }
+        }
     }
 
     /// One request. A keeper that is found dead is replaced, once.
@@ -316,7 +338,7 @@ impl Container {
             tracing::info!(container = self.id(), "its keeper is gone: starting another");
             let (_child, connection) = self.inner.shared.spawn("adopt", self.bundle())?;
             // Answers when it has taken over.
-            connection.call(Request::Status).await?;
+            tokio::time::timeout(ANSWER_TIMEOUT, connection.call(Request::Status)).await??;
             return Ok(Source::Keeper(connection));
         }
         self.find_end().await.map(Source::Ended)
@@ -360,6 +382,18 @@ impl Container {
             other => self.keeper(io::Error::other(format!("unexpected answer {other:?}"))),
         }
     }
+}
+
+/// The keeper is who holds its lock.
+fn keeper_of(bundle: &Path) -> Option<rustix::process::Pid> {
+    let file = std::fs::OpenOptions::new().read(true).write(true).open(bundle.join(bundle::LOCK)).ok()?;
+    // SAFETY: all zero is a valid value of these plain numbers.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    lock.l_type = libc::F_WRLCK as libc::c_short;
+    // SAFETY: the call only writes to `lock`, which lives across it.
+    let asked = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETLK, &mut lock) };
+    let is_held = asked == 0 && lock.l_type != libc::F_UNLCK as libc::c_short;
+    rustix::process::Pid::from_raw(lock.l_pid).filter(|_| is_held)
 }
 
 fn open_process(record: &Record) -> Option<(i32, OwnedFd)> {

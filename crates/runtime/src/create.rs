@@ -9,6 +9,8 @@ use crate::protocol::Step;
 pub enum Error {
     #[error("container id {0:?} is not 1 to 64 of a-z, A-Z, 0-9, '.', '_', '-'")]
     Id(String),
+    #[error("folder {0} for a container is outside of the state folder")]
+    Bundle(PathBuf),
     #[error("container {0} exists already")]
     Exists(String),
     #[error("container {0} has no program to run")]
@@ -21,6 +23,8 @@ pub enum Error {
     Rlimit(String),
     #[error("mount target {0} is not an absolute path inside the container")]
     MountTarget(PathBuf),
+    #[error("look at what is to be mounted, {path}")]
+    Source { path: PathBuf, source: io::Error },
     #[error("the image has something else where {target} is to be mounted: {found}")]
     MountPoint { target: PathBuf, found: PathBuf },
     #[error("{step} {path}")]
@@ -43,6 +47,9 @@ impl Error {
     /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
+            Error::MountPoint { target, .. } if crate::bundle::default_targets().any(|own| own == target) => {
+                Some(format!("make {} an empty folder in the image, or leave it out", target.display()))
+            }
             Error::MountPoint { target, .. } => {
                 Some(format!("mount over another path than {}, or change the image", target.display()))
             }

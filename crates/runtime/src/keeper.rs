@@ -7,6 +7,7 @@
 //! exit is told. Memory is bounded: one read for each slow client, one packet of stdin for each writer.
 
 mod clients;
+mod end;
 mod finish;
 mod log;
 mod make;
@@ -22,12 +23,13 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
 
 use nix::libc;
+use nix::sys::signalfd::SignalFd;
 use rustix::event::epoll;
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use crate::bundle::{self, Record};
-use crate::process::{self, Identity};
+use crate::process::Identity;
 use crate::protocol::{Exit, MAX_BODY_BYTES, Phase, Reply, kind};
 use clients::Clients;
 use log::Log;
@@ -53,6 +55,8 @@ enum Token {
     Executed,
     Output(usize),
     Stdin,
+    /// A child has ended or stopped.
+    Children,
     Client(usize),
 }
 
@@ -65,6 +69,7 @@ impl Token {
             Token::Executed => 3,
             Token::Output(index) => 4 + index as u64,
             Token::Stdin => 6,
+            Token::Children => 7,
             Token::Client(index) => 16 + index as u64,
         })
     }
@@ -77,6 +82,7 @@ impl Token {
             3 => Token::Executed,
             index @ 4..=5 => Token::Output(index as usize - 4),
             6 => Token::Stdin,
+            7 => Token::Children,
             index @ 16.. => Token::Client(index as usize - 16),
             _ => return None,
         })
@@ -114,6 +120,13 @@ struct Keeper {
     /// False for a keeper that took over: then the status comes from the kernel's memory, or not at all.
     is_parent: bool,
     reap_until: Option<Instant>,
+    children: SignalFd,
+    /// Children are not looked at before: see [`end`].
+    calm_until: Option<Instant>,
+    /// The first process's own, from wait(2).
+    status: Option<i32>,
+    /// It was sent SIGKILL.
+    ending: Option<end::Ending>,
     trim_at: Option<Instant>,
     exit: Option<Exit>,
     deleting: bool,
@@ -160,6 +173,7 @@ impl Keeper {
         let record = Record::read(Path::new("."))?;
         leave_cgroups(&record)?;
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let children = end::children(&epoll)?;
         let listener = listen()?;
         epoll::add(&epoll, &listener, Token::Listener.data(), epoll::EventFlags::IN)?;
         let mut clients = Clients::default();
@@ -186,6 +200,10 @@ impl Keeper {
             started_at: None,
             is_parent: true,
             reap_until: None,
+            children,
+            calm_until: None,
+            status: None,
+            ending: None,
             trim_at: Some(Instant::now() + TRIM_AFTER),
             exit: None,
             deleting: false,
@@ -264,25 +282,6 @@ impl Keeper {
         Ok(())
     }
 
-    /// Children that nobody waits for: the helper that moved the keeper.
-    fn reap(&self) {
-        let own = self.identity.as_ref().map_or(0, |identity| identity.pid);
-        loop {
-            // SAFETY: both calls only write to locals. The container's own status is left for `ended`.
-            unsafe {
-                let mut info: libc::siginfo_t = std::mem::zeroed();
-                let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
-                if libc::waitid(libc::P_ALL, 0, &mut info, flags) != 0
-                    || info.si_pid() == 0
-                    || info.si_pid() == own
-                {
-                    return;
-                }
-                libc::waitpid(info.si_pid(), std::ptr::null_mut(), libc::WNOHANG);
-            }
-        }
-    }
-
     fn handle(&mut self, token: Token, flags: epoll::EventFlags) -> io::Result<()> {
         match token {
             Token::Listener => self.accept(),
@@ -294,6 +293,7 @@ impl Keeper {
                 Ok(())
             }
             Token::Stdin => self.feed_stdin(),
+            Token::Children => self.on_children(),
             Token::Client(index) => {
                 if flags.contains(epoll::EventFlags::OUT) {
                     self.clients.flush(&self.epoll, index);
@@ -312,7 +312,8 @@ impl Keeper {
         let reap = self.reap_until.map(|_| REAP_STEP);
         let slow = self.clients.next_deadline().map(|deadline| deadline.saturating_duration_since(now));
         let trim = self.trim_at.map(|at| at.saturating_duration_since(now));
-        let next = reap.into_iter().chain(slow).chain(trim).min()?;
+        let end = self.next_ending().map(|at| at.saturating_duration_since(now));
+        let next = reap.into_iter().chain(slow).chain(trim).chain(end).min()?;
         rustix::event::Timespec::try_from(next).ok()
     }
 
@@ -323,6 +324,7 @@ impl Keeper {
         if self.reap_until.is_some() {
             self.ended()?;
         }
+        self.on_time_of_ending()?;
         if self.trim_at.is_some_and(|at| Instant::now() >= at) {
             self.trim_at = None;
             memory::trim();
@@ -396,38 +398,9 @@ impl Keeper {
         Ok(())
     }
 
-    /// The container's first process has ended, and with it, by the kernel's rule for pid namespaces, all others.
-    fn ended(&mut self) -> io::Result<()> {
-        let (Some(pidfd), Some(identity)) = (&self.pidfd, &self.identity) else { return Ok(()) };
-        if self.is_parent {
-            let mut status = 0;
-            // SAFETY: `status` is writable and lives across the call.
-            match unsafe { libc::waitpid(identity.pid, &mut status, libc::WNOHANG) } {
-                0 => return Ok(()),
-                pid if pid == identity.pid => return self.finish(Some(status)),
-                _ => self.is_parent = false,
-            }
-        }
-        if !process::has_ended(pidfd) {
-            return Ok(());
-        }
-        if let Some(status) = process::reaped_status(pidfd) {
-            return self.finish(Some(status));
-        }
-        match self.reap_until {
-            None => {
-                self.reap_until = Some(Instant::now() + REAP_WAIT);
-                // It stays readable: ask on time, not in a loop.
-                let _ = epoll::delete(&self.epoll, pidfd);
-                Ok(())
-            }
-            Some(until) if Instant::now() < until => Ok(()),
-            Some(_) => self.finish(None),
-        }
-    }
-
     fn finish(&mut self, status: Option<i32>) -> io::Result<()> {
         self.reap_until = None;
+        self.ending = None;
         if let Some(pidfd) = self.pidfd.take() {
             let _ = epoll::delete(&self.epoll, pidfd);
         }

@@ -16,6 +16,7 @@ mod container;
 pub mod create;
 mod explain;
 mod keeper;
+mod mounts;
 mod process;
 pub mod protocol;
 mod rootfs;

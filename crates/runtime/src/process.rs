@@ -48,6 +48,26 @@ fn start_time(pid: i32) -> io::Result<u64> {
         .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
 }
 
+/// A process as an error names it: pid, name, state.
+pub fn describe(pid: i32) -> String {
+    match name_and_state(pid) {
+        Some((name, state)) => format!("process {pid} ({}, state {state})", name.escape_debug()),
+        None => format!("process {pid}"),
+    }
+}
+
+/// Whether it runs no more until somebody lets it: stopped by a signal, or by a tracer.
+pub fn is_stopped(pid: i32) -> bool {
+    name_and_state(pid).is_some_and(|(_, state)| matches!(state, 'T' | 't'))
+}
+
+/// proc_pid_stat(5), fields 2 and 3.
+fn name_and_state(pid: i32) -> Option<(String, char)> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (before, after) = stat.rsplit_once(')')?;
+    Some((before.split_once('(')?.1.to_owned(), after.trim_start().chars().next()?))
+}
+
 pub fn boot_id() -> io::Result<String> {
     Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
 }

@@ -6,7 +6,7 @@
 use std::ffi::OsString;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Component, Path, PathBuf};
 
@@ -18,37 +18,74 @@ use rustix::mount::{
 
 use crate::bundle;
 use crate::create::Error;
+use crate::mounts::{self, Kind};
 use crate::spec::{Access, Spec};
 
 /// As the kernel's limit on links in one path (path_resolution(7)).
 const MAX_LINKS: usize = 40;
+
+/// What must be there to be mounted on.
+struct Point {
+    target: PathBuf,
+    kind: Kind,
+    /// Nothing of the image's may lead elsewhere: libcontainer makes devices and links by this path (CVE-2026-41579).
+    own: bool,
+    /// Whether what is below is made in the mount, by whoever mounts it.
+    covers: bool,
+}
+
+/// Every point, parents first.
+fn points(spec: &Spec) -> Result<Vec<Point>, Error> {
+    let own = bundle::default_targets().map(|target| Point {
+        target: target.to_owned(),
+        kind: Kind::Folder,
+        own: true,
+        covers: true,
+    });
+    let mut points: Vec<Point> = own.collect();
+    for mount in mounts::ordered(&spec.mounts) {
+        let kind = mounts::look(mount).map_err(|source| Error::Source {
+            path: mount
+                .sub_path
+                .as_ref()
+                .map_or_else(|| mount.source.clone(), |below| mount.source.join(below)),
+            source,
+        })?;
+        points.push(Point { target: mount.target.clone(), kind, own: false, covers: true });
+    }
+    if !spec.cwd.as_os_str().is_empty() {
+        points.push(Point { target: spec.cwd.clone(), kind: Kind::Folder, own: false, covers: false });
+    }
+    Ok(points)
+}
 
 /// Makes what the child mounts later; tells whether there is a skeleton.
 pub fn prepare(spec: &Spec) -> Result<bool, Error> {
     let tree = &spec.rootfs.tree;
     let skeleton = spec.bundle.join(bundle::SKELETON);
     let mut made = false;
-    let mut mounted: Vec<PathBuf> = Vec::new();
-    let mut wanted = bundle::targets(spec);
-    if !spec.cwd.as_os_str().is_empty() {
-        wanted.push((spec.cwd.clone(), true));
-    }
-    for (target, is_dir) in wanted {
+    let mut covered: Vec<PathBuf> = Vec::new();
+    for Point { target, kind, own, covers } in points(spec)? {
         if !target.is_absolute() || target.components().any(|part| part == Component::ParentDir) {
             return Err(Error::MountTarget(target));
         }
         let place =
             resolve(tree, &target).map_err(|source| Error::io("look up", tree.join(&target), source))?;
-        // Inside of what is mounted before, libcontainer makes the mount point when it is there.
-        if mounted.iter().any(|above| place.starts_with(above)) {
+        if covers && place.as_os_str().is_empty() {
+            return Err(Error::MountTarget(target));
+        }
+        if covered.iter().any(|above| place.starts_with(above)) {
             continue;
+        }
+        if own && Path::new("/").join(&place) != target {
+            return Err(Error::MountPoint { target, found: place });
         }
         let inside = tree.join(&place);
         match fs::symlink_metadata(&inside) {
-            Ok(metadata) if metadata.is_dir() == is_dir => {}
+            Ok(metadata) if metadata.is_dir() == (kind == Kind::Folder) => {}
             Ok(_) => return Err(Error::MountPoint { target, found: place }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                make(tree, &skeleton, &place, is_dir)
+                make(tree, &skeleton, &place, kind == Kind::Folder)
                     .map_err(|source| Error::io("make mount point", skeleton.join(&place), source))?;
                 made = true;
             }
@@ -57,8 +94,8 @@ pub fn prepare(spec: &Spec) -> Result<bool, Error> {
             }
             Err(source) => return Err(Error::io("look up", inside, source)),
         }
-        if target != spec.cwd {
-            mounted.push(place);
+        if covers {
+            covered.push(place);
         }
     }
     let overlay = made || spec.rootfs.access == Access::Overlay;
@@ -121,29 +158,6 @@ pub fn mount(spec: &Spec, skeleton: bool) -> io::Result<PathBuf> {
     let root = spec.bundle.join(bundle::ROOTFS);
     move_mount(mounted.as_fd(), "", rustix::fs::CWD, &root, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
     Ok(root)
-}
-
-/// mount_setattr(2), which rustix does not have.
-pub fn set_attributes(mount: BorrowedFd<'_>, attributes: MountAttrFlags) -> io::Result<()> {
-    use nix::libc;
-    let attributes = libc::mount_attr {
-        attr_set: u64::from(attributes.bits()),
-        attr_clr: 0,
-        propagation: 0,
-        userns_fd: 0,
-    };
-    // SAFETY: an empty path with AT_EMPTY_PATH means the descriptor; the struct lives across the call.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            mount.as_raw_fd(),
-            c"".as_ptr(),
-            libc::AT_EMPTY_PATH,
-            &attributes,
-            size_of::<libc::mount_attr>(),
-        )
-    };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// A folder's name by an open descriptor: short, and without the characters that overlayfs reads as its own.

@@ -18,12 +18,15 @@ use crate::capability::Set;
 use crate::cgroup::Layout;
 use crate::container::{Connection, Container};
 use crate::create::Error;
+use crate::mounts::{self, Reach};
 use crate::protocol::{Reply, Request, VERSION};
 use crate::rootfs;
 use crate::spec::Spec;
 
 /// A keeper that has not made its container by then is given up.
 const CREATE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Containers that are ended at the same time.
+const DELETIONS_MAX: usize = 32;
 /// What a container gets that has none; as Docker.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -43,6 +46,8 @@ pub enum OpenError {
     Instance(String),
     #[error("make cgroups for instance {instance}")]
     Cgroups { instance: String, source: io::Error },
+    #[error("mount {path} read-only for the keepers")]
+    Seal { path: PathBuf, source: io::Error },
     #[error("make {path}")]
     Index { path: PathBuf, source: io::Error },
 }
@@ -56,6 +61,9 @@ impl OpenError {
             }
             OpenError::Cgroups { source, .. } if source.kind() == io::ErrorKind::ReadOnlyFilesystem => Some(
                 "mount /sys/fs/cgroup read-write for the daemon (in a container: run it privileged)".into(),
+            ),
+            OpenError::Seal { .. } => Some(
+                "run the daemon as root on Linux 5.12 or newer (mount_setattr), with CAP_SYS_ADMIN".into(),
             ),
             _ => None,
         }
@@ -73,7 +81,7 @@ pub(crate) struct Shared {
     layout: Layout,
     /// The binary through a read-only mount that is attached nowhere: a container that opens a keeper's or its own
     /// `/proc/…/exe` cannot write to the file (CVE-2019-5736).
-    exe: Option<OwnedFd>,
+    exe: OwnedFd,
 }
 
 impl Runtime {
@@ -88,15 +96,16 @@ impl Runtime {
         layout.prepare(&config.instance).map_err(cgroups)?;
         let index = index(&config);
         durable::create_dir_all(&index).map_err(|source| OpenError::Index { path: index.clone(), source })?;
-        let exe = seal(&config.exe)
-            .inspect_err(|error| tracing::warn!(%error, exe = %config.exe.display(), "keepers run the binary unsealed"))
-            .ok();
+        let exe = seal(&config.exe).map_err(|source| OpenError::Seal { path: config.exe.clone(), source })?;
         Ok(Runtime { shared: Arc::new(Shared { config, layout, exe }) })
     }
 
     /// Makes a container, up to the point where its program could be started. When it fails, nothing is left.
     pub async fn create(&self, mut spec: Spec) -> Result<Container, Error> {
         complete(&mut spec)?;
+        if !is_below(&spec.bundle, &self.shared.config.state_dir) {
+            return Err(Error::Bundle(spec.bundle));
+        }
         let mut capabilities = Set::resolve(&spec.capabilities, spec.privileged)?;
         let cgroup = self.shared.layout.container(&self.shared.config.instance, &spec.id);
         if !spec.privileged && !cgroup.controls_devices() {
@@ -155,22 +164,27 @@ impl Runtime {
     }
 
     /// Every container of this state folder, with a living keeper or a known end. What a crash left half-made is
-    /// removed.
+    /// removed; what does not look like ours is left alone, and said.
     pub async fn reattach(&self) -> io::Result<Vec<Container>> {
         let dir = index(&self.shared.config);
         let mut containers = Vec::new();
         for entry in fs::read_dir(&dir)? {
             let link = entry?.path();
-            let bundle = fs::read_link(&link)?;
-            match Record::read(&bundle) {
-                Ok(record) => {
-                    let container = Container::new(self.shared.clone(), Arc::new(record), None, None);
-                    container.repair().await?;
+            match self.look(&link) {
+                Ok(Entry::Container(record)) => {
+                    let container = Container::new(self.shared.clone(), record, None, None);
+                    if let Err(error) = container.repair().await {
+                        // One that resists keeps none of the others waiting; its own requests say why.
+                        tracing::warn!(%error, container = container.id(), "no keeper could take this container over");
+                    }
                     containers.push(container);
                 }
-                Err(error) => {
-                    tracing::warn!(%error, bundle = %bundle.display(), "removing a container that was never made");
+                Ok(Entry::HalfMade(bundle)) => {
+                    tracing::warn!(bundle = %bundle.display(), "removing a container that was never made");
                     remove_files(&bundle, &link)?;
+                }
+                Err(error) => {
+                    tracing::warn!(%error, entry = %link.display(), "this is no container of ours: left as it is");
                 }
             }
         }
@@ -179,17 +193,80 @@ impl Runtime {
         Ok(containers)
     }
 
-    /// Ends and removes everything that carries this instance's mark.
-    pub async fn destroy(&self) -> io::Result<()> {
-        for container in self.reattach().await? {
-            container.delete().await.map_err(io::Error::other)?;
+    /// What an entry of the index is. Nothing is removed by what a file merely says: a bundle is where its record was
+    /// found, below the state folder, and its cgroups carry the instance's mark and its id.
+    fn look(&self, link: &Path) -> io::Result<Entry> {
+        let bundle = fs::read_link(link)?;
+        let foreign =
+            |why: &str| io::Error::new(io::ErrorKind::InvalidData, format!("{}: {why}", bundle.display()));
+        if !is_below(&bundle, &self.shared.config.state_dir) {
+            return Err(foreign("outside of the state folder"));
         }
-        self.shared.layout.destroy(&self.shared.config.instance)?;
+        let Ok(record) = Record::read(&bundle) else {
+            return match bundle::holds_only_ours(&bundle)? {
+                true => Ok(Entry::HalfMade(bundle)),
+                false => Err(foreign("has no record, and files that no container has")),
+            };
+        };
+        let id = &record.spec.id;
+        if record.spec.bundle != bundle || link.file_name() != Some(id.as_ref()) {
+            return Err(foreign("its record is another container's"));
+        }
+        if !record.cgroup.is_of(&self.shared.config.instance, id) {
+            return Err(foreign("its record names cgroups that are not its own"));
+        }
+        Ok(Entry::Container(Arc::new(record)))
+    }
+
+    /// Ends and removes everything that carries this instance's mark. What resists keeps nothing else: it is said at
+    /// the end.
+    pub async fn destroy(&self) -> io::Result<()> {
+        let mut deletions = tokio::task::JoinSet::new();
+        let mut failed = Vec::new();
+        for container in self.reattach().await? {
+            if deletions.len() >= DELETIONS_MAX {
+                failed.extend(deletions.join_next().await.and_then(failure));
+            }
+            deletions.spawn(async move { container.delete().await });
+        }
+        while let Some(deleted) = deletions.join_next().await {
+            failed.extend(failure(deleted));
+        }
+        failed.extend(
+            self.shared.layout.destroy(&self.shared.config.instance).err().map(|error| error.to_string()),
+        );
+        if !failed.is_empty() {
+            return Err(io::Error::other(failed.join("; ")));
+        }
         match fs::remove_dir(index(&self.shared.config)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         }
     }
+}
+
+/// What stands in the index.
+enum Entry {
+    Container(Arc<Record>),
+    HalfMade(PathBuf),
+}
+
+fn failure(deleted: Result<Result<(), crate::Error>, tokio::task::JoinError>) -> Option<String> {
+    let error = match deleted {
+        Ok(Ok(())) => return None,
+        Ok(Err(error)) => error,
+        Err(error) => return Some(error.to_string()),
+    };
+    let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
+    Some(format!("{error}{}", cause.unwrap_or_default()))
+}
+
+/// Whether `path` is surely inside `dir`, by its name alone.
+fn is_below(path: &Path, dir: &Path) -> bool {
+    path.strip_prefix(dir).is_ok_and(|rest| {
+        let mut parts = rest.components().peekable();
+        parts.peek().is_some() && parts.all(|part| matches!(part, std::path::Component::Normal(_)))
+    })
 }
 
 impl Shared {
@@ -201,10 +278,7 @@ impl Shared {
             SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
             None,
         )?;
-        let program = match &self.exe {
-            Some(exe) => PathBuf::from(format!("/proc/self/fd/{}", exe.as_raw_fd())),
-            None => self.config.exe.clone(),
-        };
+        let program = PathBuf::from(format!("/proc/self/fd/{}", self.exe.as_raw_fd()));
         let child = tokio::process::Command::new(program)
             .arg0("gantry")
             .args(["keeper", verb])
@@ -230,7 +304,7 @@ fn index(config: &Config) -> PathBuf {
 /// See [`Shared::exe`].
 fn seal(exe: &Path) -> io::Result<OwnedFd> {
     let tree = open_tree(CWD, exe, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
-    rootfs::set_attributes(tree.as_fd(), MountAttrFlags::MOUNT_ATTR_RDONLY)?;
+    mounts::set_attributes(tree.as_fd(), MountAttrFlags::MOUNT_ATTR_RDONLY, Reach::Mount)?;
     Ok(tree)
 }
 

@@ -68,11 +68,18 @@ pub struct User {
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Mount {
-    /// On the host, for a bind; ignored otherwise.
+    /// On the host, for a bind; ignored otherwise. Nothing inside a container may be able to change this path.
     pub source: PathBuf,
+    /// Below `source`, for a bind: links are followed inside `source` only, and folders that are missing are made with
+    /// the mode of `source`. Without `..`, not absolute.
+    #[serde(default)]
+    pub sub_path: Option<PathBuf>,
     /// Absolute, in the container; links in the image are resolved inside its root.
     pub target: PathBuf,
     pub read_only: bool,
+    /// Set-user-id bits and device nodes do nothing there (nosuid, nodev), as on every tmpfs.
+    #[serde(default)]
+    pub inert: bool,
     pub kind: MountKind,
 }
 

@@ -189,7 +189,8 @@ fn host_path(host: &HostPathVolumeSource) -> Result<(), Error> {
         ("DirectoryOrCreate", None) => create_dir(path, 0o755),
         ("DirectoryOrCreate" | "Directory", _) => is(fs::FileType::is_dir, "directory"),
         ("FileOrCreate", None) => {
-            fs::File::create(path).map_err(Error::io("create", path))?;
+            // Not through a link that came in between, and nothing is emptied.
+            fs::File::create_new(path).map_err(Error::io("create", path))?;
             fs::set_permissions(path, Permissions::from_mode(0o644))
                 .map_err(Error::io("set the mode of", path))
         }

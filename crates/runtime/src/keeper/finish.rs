@@ -23,7 +23,7 @@ use rustix::mount::{
 
 use super::make::MAX_REPORT_BYTES;
 use crate::capability::{NAMES, Set};
-use crate::rootfs::set_attributes;
+use crate::mounts::{self, Detached, Reach, set_attributes};
 use crate::seccomp::Filter;
 
 const CGROUP_ROOT: &str = "/sys/fs/cgroup";
@@ -43,14 +43,19 @@ pub struct Finish {
     /// Controller and detached mount, on v1.
     pub cgroups: Vec<(String, RawFd)>,
     pub cgroup_v2: bool,
+    /// What was asked to be mounted, in order.
+    pub mounts: Vec<Detached>,
+    /// The working folder; empty means `/`.
+    pub cwd: PathBuf,
     pub tty: bool,
     /// Closed by execve, or told why it failed.
     pub executed: RawFd,
 }
 
 impl Executor for Finish {
-    /// In the new root, before the start is waited for.
+    /// In the new root, before the start is waited for. The program may be in what is mounted here.
     fn validate(&self, _spec: &Spec) -> Result<(), ExecutorValidationError> {
+        self.mount().map_err(ExecutorValidationError::ArgValidationError)?;
         let name = self.args.first().map(|arg| arg.to_string_lossy().into_owned()).unwrap_or_default();
         let program = find(&name, &self.path).ok_or_else(|| {
             ExecutorValidationError::ArgValidationError(format!(
@@ -68,7 +73,6 @@ impl Executor for Finish {
         let step = |what: &str, result: io::Result<()>| {
             result.map_err(|error| ExecutorSetEnvsError::Other(format!("{what}: {error}")))
         };
-        step("mount cgroups", self.show_cgroups())?;
         if let Some(filter) = &self.filter {
             step("install the seccomp filter", filter.install())?;
         }
@@ -100,6 +104,17 @@ fn plain(error: &io::Error) -> String {
 }
 
 impl Finish {
+    /// All that is mounted by descriptor, and then the working folder, which may be in it. This process is the
+    /// container's user already, but has every capability; mount points that it makes are to be root's.
+    fn mount(&self) -> Result<(), String> {
+        let step = |what: &str, result: io::Result<()>| result.map_err(|error| format!("{what}: {error}"));
+        let _as_root = FileIds::root();
+        step("mount cgroups", self.show_cgroups())?;
+        self.mounts.iter().try_for_each(Detached::attach)?;
+        let cwd = if self.cwd.as_os_str().is_empty() { Path::new("/") } else { &self.cwd };
+        step(&format!("enter working directory {}", cwd.display()), mounts::enter(cwd))
+    }
+
     /// Only returns when it failed.
     fn execute(&self, program: &CStr) -> io::Error {
         // /proc/self/exe is gantry itself (CVE-2019-5736): no link of the kernel's own is followed.
@@ -169,13 +184,37 @@ impl Finish {
             let tree = unsafe { BorrowedFd::borrow_raw(*tree) };
             let target = Path::new(CGROUP_ROOT).join(name);
             fs::create_dir(&target)?;
-            set_attributes(tree, read_only)?;
+            set_attributes(tree, read_only, Reach::Mount)?;
             move_mount(tree, "", CWD, &target, empty_path)?;
         }
         if !self.cgroup_v2 {
-            set_attributes(root.as_fd(), read_only)?;
+            set_attributes(root.as_fd(), read_only, Reach::Mount)?;
         }
         Ok(())
+    }
+}
+
+/// The ids by which this process is known to file systems, until dropped.
+struct FileIds {
+    uid: libc::c_int,
+    gid: libc::c_int,
+}
+
+impl FileIds {
+    fn root() -> FileIds {
+        // SAFETY: plain system calls of this process, which has one thread. Capabilities over files are given back by
+        // setfsuid(0), and by what follows they are dropped as asked.
+        unsafe { FileIds { gid: libc::setfsgid(0), uid: libc::setfsuid(0) } }
+    }
+}
+
+impl Drop for FileIds {
+    fn drop(&mut self) {
+        // SAFETY: as above; the former ids were this process's own.
+        unsafe {
+            libc::setfsuid(self.uid.cast_unsigned());
+            libc::setfsgid(self.gid.cast_unsigned());
+        }
     }
 }
 

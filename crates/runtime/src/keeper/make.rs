@@ -24,6 +24,7 @@ use super::finish::Finish;
 use super::{make_fifo, open_fifo};
 use crate::bundle::{self, Record};
 use crate::cgroup::{self, Cgroup};
+use crate::mounts;
 use crate::rootfs;
 use crate::seccomp::Filter;
 use crate::spec::{Rlimit, Seccomp};
@@ -218,15 +219,19 @@ fn step<T, E: std::fmt::Display>(what: &str, result: Result<T, E>) -> Result<T, 
 
 fn run(record: &Record, stdio: [OwnedFd; 3], executed: RawFd) -> Result<i32, String> {
     let spec = &record.spec;
+    // What is made in the container is as its mode says, whatever the daemon's own umask.
+    rustix::process::umask(Mode::from_raw_mode(0o022));
     step("clear supplementary groups", rustix::thread::set_thread_groups(&[]))?;
     if let Some(score) = spec.oom_score_adj {
         // Best effort: lowering it takes a capability that even root may lack.
         let _ = fs::write("/proc/self/oom_score_adj", score.to_string());
     }
+    step("leave the machine's mount namespace", leave_mount_namespace())?;
+    // Before the container's own limit on descriptors.
+    let mounts = mounts::detach(&spec.mounts)?;
     for limit in &spec.rlimits {
         set_rlimit(limit);
     }
-    step("leave the machine's mount namespace", leave_mount_namespace())?;
     let shown = if spec.mounts.iter().any(|mount| mount.target == Path::new(CGROUP_ROOT)) {
         Vec::new()
     } else {
@@ -253,6 +258,8 @@ fn run(record: &Record, stdio: [OwnedFd; 3], executed: RawFd) -> Result<i32, Str
         capabilities: record.capabilities,
         cgroups: shown,
         cgroup_v2: matches!(record.cgroup, Cgroup::V2(_)),
+        mounts,
+        cwd: spec.cwd.clone(),
         tty: spec.tty,
         executed,
     };

@@ -168,11 +168,17 @@ impl Keeper {
     }
 
     fn kill(&mut self, signal: i32) -> io::Result<()> {
-        let Some(pidfd) = &self.pidfd else { return Err(io::Error::from_raw_os_error(nix::libc::ESRCH)) };
-        if signal == nix::libc::SIGKILL && self.phase == Phase::Paused {
-            // A frozen process on v1 does not even die.
-            self.record.cgroup.freeze(false)?;
-            self.phase = Phase::Running;
+        let gone = || io::Error::from_raw_os_error(nix::libc::ESRCH);
+        if self.pidfd.is_none() {
+            return Err(gone());
+        }
+        if signal == nix::libc::SIGKILL {
+            if self.phase == Phase::Paused {
+                // A frozen process on v1 does not even die.
+                self.record.cgroup.freeze(false)?;
+                self.phase = Phase::Running;
+            }
+            self.begin_ending();
         }
         let signal = rustix::process::Signal::from_named_raw(signal)
             .or_else(|| {
@@ -182,6 +188,7 @@ impl Keeper {
                     .then(|| unsafe { rustix::process::Signal::from_raw_unchecked(signal) })
             })
             .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+        let pidfd = self.pidfd.as_ref().ok_or_else(gone)?;
         Ok(rustix::process::pidfd_send_signal(pidfd, signal)?)
     }
 
