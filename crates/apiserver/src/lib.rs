@@ -52,7 +52,6 @@ use rand::{RngCore, SeedableRng};
 use store::Store;
 
 pub use identity::Identity;
-pub use serve::ServeError;
 
 /// The emulated minor version of Kubernetes 1.
 pub const EMULATED_MINOR: u32 = 36;
@@ -90,21 +89,13 @@ pub struct Limits {
     pub in_flight: usize,
     /// Watches and streams at a time.
     pub long_running: usize,
-    /// Connections of one listener.
-    pub connections: usize,
     /// Seconds that a request may take, watches and streams aside.
     pub request_seconds: u64,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits {
-            body_bytes: 3 << 20,
-            in_flight: 600,
-            long_running: 4000,
-            connections: 2000,
-            request_seconds: 60,
-        }
+        Limits { body_bytes: 3 << 20, in_flight: 600, long_running: 4000, request_seconds: 60 }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Who listens where: `sock_diag` (`man 7 sock_diag`), and `/proc` for the process behind a socket.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 
 use crate::netlink::{Family, Message, Socket, attributes, u32_at};
@@ -123,6 +123,48 @@ pub fn holder(protocol: Protocol, port: u16) -> io::Result<Option<Holder>> {
     Ok(None)
 }
 
+/// Tells whose socket the other end of a local connection is, one question a connection.
+#[derive(Debug)]
+pub struct Owners {
+    socket: Socket,
+}
+
+impl Owners {
+    /// For connections of the calling thread's namespace.
+    pub fn open() -> io::Result<Self> {
+        Ok(Self { socket: Socket::open(Family::SockDiag)? })
+    }
+
+    /// The user of the TCP socket at `local` that is connected to `remote`. `None` if there is none, or nobody holds
+    /// it open any more: the kernel would call it root's.
+    pub fn uid(&mut self, local: SocketAddr, remote: SocketAddr) -> io::Result<Option<u32>> {
+        // `struct inet_diag_req_v2` with a whole `struct inet_diag_sockid`
+        let mut request = [0; 56];
+        request[0] = if local.is_ipv4() { AF_INET } else { AF_INET6 };
+        request[1] = 6;
+        request[4..8].copy_from_slice(&u32::MAX.to_ne_bytes());
+        request[8..10].copy_from_slice(&local.port().to_be_bytes());
+        request[10..12].copy_from_slice(&remote.port().to_be_bytes());
+        for (at, address) in [(12, local.ip()), (28, remote.ip())] {
+            match address {
+                IpAddr::V4(address) => request[at..at + 4].copy_from_slice(&address.octets()),
+                IpAddr::V6(address) => request[at..at + 16].copy_from_slice(&address.octets()),
+            }
+        }
+        // INET_DIAG_NOCOOKIE
+        request[48..56].copy_from_slice(&[0xff; 8]);
+        let answer = self.socket.get(Message::new(BY_FAMILY, 0, &request), |payload| {
+            let message = payload.first_chunk::<DIAG_LEN>()?;
+            (u32_at(message, 68) != 0).then(|| u32_at(message, 64))
+        });
+        match answer {
+            Ok(uid) => Ok(uid),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
 fn has_descriptor(folder: &Path, link: &str) -> bool {
     let Ok(entries) = std::fs::read_dir(folder) else { return false };
     entries
@@ -144,6 +186,20 @@ mod tests {
         assert!(ours.loopback_only());
         let holder = holder(Protocol::Tcp, port).unwrap().unwrap();
         assert_eq!(holder.pid, std::process::id());
+    }
+
+    #[test]
+    fn the_other_end_of_a_connection_is_its_users() {
+        let mut owners = Owners::open().unwrap();
+        for any in ["127.0.0.1:0", "[::1]:0"] {
+            let Ok(listener) = std::net::TcpListener::bind(any) else { continue };
+            let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let (ours, theirs) = (client.peer_addr().unwrap(), client.local_addr().unwrap());
+            assert_eq!(owners.uid(theirs, ours).unwrap(), Some(rustix::process::getuid().as_raw()));
+            let (_accepted, _) = listener.accept().unwrap();
+            drop(client);
+            assert_eq!(owners.uid(theirs, ours).unwrap(), None, "it is nobody's now");
+        }
     }
 
     #[test]

@@ -23,7 +23,7 @@ mod route;
 mod settings;
 
 pub use cidr::{Cidr, NotACidr};
-pub use diag::{Holder, Listening, Protocol, holder};
+pub use diag::{Holder, Listening, Owners, Protocol, holder};
 
 use std::io;
 use std::net::Ipv4Addr;

@@ -13,6 +13,8 @@ const NESTED: u16 = 0x8000;
 /// The kernel answers at once; this only keeps a bug from hanging a thread.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
+/// Of the answer to [`Socket::get`].
+const GET_BYTES_MAX: usize = 4 * 1024;
 
 /// `NLM_F_*`, of which REQUEST and ACK are set by [`Socket`].
 pub(crate) mod flag {
@@ -212,6 +214,26 @@ impl Socket {
                     KIND_ERROR => return answer.error(),
                     _ => each(answer.payload),
                 }
+            }
+        }
+    }
+
+    /// Asks for one thing, whose payload `read` gets.
+    pub(crate) fn get<T>(
+        &mut self,
+        message: Message,
+        read: impl FnOnce(&[u8]) -> Option<T>,
+    ) -> io::Result<Option<T>> {
+        let sequence = self.send(&mut [message], 0)?;
+        let mut buffer = [0; GET_BYTES_MAX];
+        loop {
+            if let Some(answer) =
+                self.answers(&mut buffer)?.into_iter().find(|answer| answer.sequence == sequence)
+            {
+                return match answer.kind {
+                    KIND_ERROR => answer.error().map(|()| None),
+                    _ => Ok(read(answer.payload)),
+                };
             }
         }
     }

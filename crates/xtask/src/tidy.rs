@@ -13,7 +13,7 @@ const LEAVES: &[&str] = &["contract", "durable", "lifecycle"];
 
 /// Which of our crates a crate may use, beside the leaves.
 const EDGES: &[(&str, &[&str])] = &[
-    ("apiserver", &["resources", "store"]),
+    ("apiserver", &["listen", "resources", "store"]),
     ("contract", &[]),
     ("controllers", &["resources"]),
     ("durable", &[]),
@@ -24,6 +24,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "controllers",
             "gobuild",
             "images",
+            "listen",
             "network",
             "node",
             "oci",
@@ -37,6 +38,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("gobuild", &["oci"]),
     ("images", &["oci"]),
     ("lifecycle", &[]),
+    ("listen", &["network"]),
     ("network", &[]),
     ("node", &["images", "network", "oci", "registry", "resources", "runtime"]),
     ("oci", &[]),

@@ -5,22 +5,13 @@ use axum::http::{StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use lifecycle::Scope;
-use tokio::net::TcpListener;
 
-/// Serves `/metrics` and `/healthz` until the scope ends.
-pub fn serve(listener: TcpListener, scope: &Scope) {
-    let router = axum::Router::new()
+/// `/metrics` and `/healthz`.
+pub fn router() -> axum::Router {
+    axum::Router::new()
         .route("/healthz", get(async || "ok"))
         .route("/metrics", get(metrics))
-        .layer(axum::middleware::from_fn(own_host_only));
-    let token = scope.token();
-    scope.spawn_graceful("console", async move {
-        let served = axum::serve(listener, router).with_graceful_shutdown(token.cancelled_owned());
-        if let Err(error) = served.await {
-            tracing::error!(%error, "serve the console");
-        }
-    });
+        .layer(axum::middleware::from_fn(own_host_only))
 }
 
 async fn metrics() -> impl IntoResponse {

@@ -9,6 +9,7 @@ mod console;
 mod garbage;
 mod kubeconfig;
 mod leases;
+mod listeners;
 mod log;
 mod pki;
 mod proxy;
@@ -29,8 +30,9 @@ use lifecycle::Scope;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::access::Endpoints;
+use listeners::Listeners;
 use pki::Authority;
-use state::{LISTENERS, Listener, State};
+use state::State;
 
 /// How long tasks may take to end when the daemon is told to stop.
 const STOP_SECONDS: u64 = 10;
@@ -42,6 +44,9 @@ pub fn run(state_dir: &Path, ready: &mut dyn FnMut()) -> Result<()> {
     let _lock =
         durable::Lock::acquire(&state.lock_path()).context("another daemon owns this state folder")?;
     state.sweep()?;
+    if let Err(error) = listen::raise_descriptors() {
+        tracing::warn!(%error, "raise the limit of open descriptors");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(worker_threads())
         .enable_all()
@@ -110,7 +115,7 @@ async fn start(state: &State, scope: &Scope) -> Result<()> {
     )?;
 
     serve_api(&server, &tls, &network, &listeners, pod_facing, scope)?;
-    serve_registry(state, &images, &listeners, scope)?;
+    listeners::serve(&listeners, "registry", registry_router(state, &images)?, scope)?;
 
     // Before the node looks whom it has to wait for.
     let leases = leases::Leases::new(server.client(apiserver::Identity::admin()), state);
@@ -120,7 +125,7 @@ async fn start(state: &State, scope: &Scope) -> Result<()> {
     let client = server.client(apiserver::Identity::admin());
     let collector = garbage::Collector { images, node: node.clone(), client };
     scope.spawn("image garbage", collector.run(state.dir.clone()));
-    console::serve(listeners.tokio("console")?, scope);
+    listeners::serve(&listeners, "console", console::router(), scope)?;
     server.set_kubelet(node.router());
     let identities = server.clone();
     let client_for = move |user: &str| {
@@ -145,62 +150,6 @@ async fn beside<T: Send + 'static>(
 
 /// Where Pods find the API server: the router's address and the port that `kubernetes.default.svc` leads to.
 const API_PORT_IN_ROUTER: u16 = 6443;
-
-/// The daemon's listening sockets, as the standard library's: duplicates go to the proxy.
-struct Listeners {
-    sockets: Vec<(&'static Listener, std::net::TcpListener)>,
-}
-
-impl Listeners {
-    /// Takes each from the proxy, if that holds it from an earlier daemon, or binds it.
-    fn open(state: &State, kept: &proxy::Kept) -> Result<Self> {
-        let known = Endpoints::read(&state.dir)
-            .map_err(|failure| anyhow::anyhow!("{failure}"))
-            .context("read the addresses of an earlier start")?
-            .unwrap_or_default();
-        let mut sockets = Vec::new();
-        for listener in LISTENERS {
-            let socket = match kept.listener(listener.name) {
-                Some(socket) => socket,
-                None => state::bind(listener, state::known_port(&known, listener.name))?,
-            };
-            socket.set_nonblocking(true)?;
-            sockets.push((listener, socket));
-        }
-        Ok(Self { sockets })
-    }
-
-    fn get(&self, name: &str) -> Result<&std::net::TcpListener> {
-        let found = self.sockets.iter().find(|(listener, _)| listener.name == name);
-        found.map(|(_, socket)| socket).with_context(|| format!("there is no listener {name}"))
-    }
-
-    fn tokio(&self, name: &str) -> Result<tokio::net::TcpListener> {
-        Ok(tokio::net::TcpListener::from_std(self.get(name)?.try_clone()?)?)
-    }
-
-    /// Duplicates with their names, for the proxy to hold.
-    fn named(&self) -> Vec<(&'static str, std::net::TcpListener)> {
-        let duplicates = self
-            .sockets
-            .iter()
-            .filter_map(|(listener, socket)| Some((listener.name, socket.try_clone().ok()?)));
-        duplicates.collect()
-    }
-
-    fn endpoints(&self) -> Result<Endpoints> {
-        let address = |name: &str| -> Result<String> {
-            let found = self.sockets.iter().find(|(listener, _)| listener.name == name);
-            let (listener, socket) = found.with_context(|| format!("there is no listener {name}"))?;
-            Ok(format!("{}://{}", listener.scheme, socket.local_addr()?))
-        };
-        Ok(Endpoints {
-            kubernetes: address("kubernetes")?,
-            registry: address("registry")?,
-            console: address("console")?,
-        })
-    }
-}
 
 /// Writes the addresses and the kubeconfigs: root's, the proxy's, and that of the user behind sudo.
 async fn issue(state: &State, authority: &Arc<Authority>, endpoints: Endpoints) -> Result<()> {
@@ -259,30 +208,22 @@ fn serve_api(
         .context("enter the router's namespace")?
         .with_context(|| format!("listen on {pod_facing} for Pods"))?;
     inside.set_nonblocking(true)?;
-    for listener in [listeners.tokio("kubernetes")?, tokio::net::TcpListener::from_std(inside)?] {
-        let (server, tls, inner) = (server.clone(), Arc::clone(tls), scope.clone());
-        scope.spawn_graceful("kubernetes api", async move {
-            if let Err(error) = server.serve(listener, tls.as_ref().clone(), &inner).await {
-                tracing::error!(error = %anyhow::Error::from(error), "serve the Kubernetes API");
-            }
-        });
+    let inside = tokio::net::TcpListener::from_std(inside)?;
+    for (listener, config) in [
+        (listeners.tokio("kubernetes")?, listeners.config("kubernetes")?),
+        (inside, listeners::config("kubernetes_pod_connections", state::POD_CONNECTIONS)),
+    ] {
+        let (server, inner) = (server.clone(), scope.clone());
+        let config = listen::Config { tls: Some(Arc::clone(tls)), ..config };
+        scope.spawn_graceful("kubernetes api", async move { server.serve(listener, config, &inner).await });
     }
     Ok(())
 }
 
-fn serve_registry(state: &State, images: &images::Store, listeners: &Listeners, scope: &Scope) -> Result<()> {
+fn registry_router(state: &State, images: &images::Store) -> Result<axum::Router> {
     let auth = registry::server::Auth::Tokens(vec![state.registry_token()?]);
     let router = registry::server::router(images.clone(), auth);
-    let router = router.layer(axum::middleware::from_fn(console::own_host_only));
-    let listener = listeners.tokio("registry")?;
-    let token = scope.token();
-    scope.spawn_graceful("registry", async move {
-        let served = axum::serve(listener, router).with_graceful_shutdown(token.cancelled_owned());
-        if let Err(error) = served.await {
-            tracing::error!(%error, "serve the registry");
-        }
-    });
-    Ok(())
+    Ok(router.layer(axum::middleware::from_fn(console::own_host_only)))
 }
 
 fn open_runtime(state: State) -> Result<runtime::Runtime> {

@@ -5,6 +5,7 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use lifecycle::connections::Limits;
 use rand::Rng;
 
 use crate::access::Endpoints;
@@ -107,6 +108,7 @@ fn make_folder(path: &Path) -> std::io::Result<bool> {
 }
 
 /// A listener of the daemon.
+#[derive(Clone, Copy)]
 pub struct Listener {
     /// Its name in `endpoints.json` and in the hand-over to the proxy.
     pub name: &'static str,
@@ -116,14 +118,42 @@ pub struct Listener {
     pub scheme: &'static str,
     /// What it serves.
     pub about: &'static str,
+    /// The name of the bound of its connections.
+    pub bound: &'static str,
+    /// Its connections, if the process may open enough descriptors.
+    pub connections: Limits,
 }
 
 /// Every listener, sorted by name; all on loopback.
 pub static LISTENERS: &[Listener] = &[
-    Listener { name: "console", port: 7070, scheme: "http", about: "metrics and health of the daemon" },
-    Listener { name: "kubernetes", port: 6443, scheme: "https", about: "the Kubernetes API" },
-    Listener { name: "registry", port: 5050, scheme: "http", about: "the OCI registry" },
+    Listener {
+        name: "console",
+        port: 7070,
+        scheme: "http",
+        about: "metrics and health of the daemon",
+        bound: "console_connections",
+        connections: Limits { total: 256, group: 256, peer: 64 },
+    },
+    Listener {
+        name: "kubernetes",
+        port: 6443,
+        scheme: "https",
+        about: "the Kubernetes API",
+        bound: "kubernetes_connections",
+        connections: Limits { total: 2048, group: 2048, peer: 512 },
+    },
+    Listener {
+        name: "registry",
+        port: 5050,
+        scheme: "http",
+        about: "the OCI registry",
+        bound: "registry_connections",
+        connections: Limits { total: 1024, group: 1024, peer: 256 },
+    },
 ];
+
+/// Connections of the Kubernetes API's listener for Pods, each of which has an address of its own.
+pub const POD_CONNECTIONS: Limits = Limits { total: 2048, group: 2048, peer: 128 };
 
 /// Ports that are tried after the usual one.
 const PORTS_TRIED: u16 = 200;
@@ -220,7 +250,7 @@ mod tests {
     fn at_first_start_the_next_free_port_is_taken_and_later_a_taken_one_is_an_error() {
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = taken.local_addr().unwrap().port();
-        let listener = Listener { name: "x", port, scheme: "http", about: "a test" };
+        let listener = Listener { name: "x", port, about: "a test", ..LISTENERS[0] };
         assert_ne!(bind(&listener, None).unwrap().local_addr().unwrap().port(), port);
         let error = format!("{:#}", bind(&listener, Some(port)).unwrap_err());
         assert!(error.contains("the port is taken by"), "{error}");
