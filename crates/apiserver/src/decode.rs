@@ -26,7 +26,7 @@ fn json_of<'a>(format: BodyFormat, body: &'a [u8], definition: &str) -> Result<C
             serde_json::to_vec(&value).map(Into::into).map_err(|error| error.to_string())
         }
         BodyFormat::Yaml => {
-            let value: Value = serde_yaml_ng::from_slice(body).map_err(|error| error.to_string())?;
+            let value = resources::yaml::value(body).map_err(|error| error.to_string())?;
             serde_json::to_vec(&value).map(Into::into).map_err(|error| error.to_string())
         }
     }

@@ -54,6 +54,11 @@ fn name_problems(kind: &Kind, name: &str, prefix: bool) -> Vec<String> {
 /// All that is wrong with an object's metadata.
 pub(crate) fn validate(kind: &Kind, object: &Value) -> Vec<field::Error> {
     let mut errors = Vec::new();
+    // Deeper than that the object, with its owners' fields, could not be read back.
+    if resources::depth::measure(object).0 > resources::DEPTH_MAX {
+        let why = format!("is nested more than {} levels deep", resources::DEPTH_MAX);
+        errors.push(field::Error::forbidden("", why));
+    }
     let path = Path::new("metadata");
     let generate = object::text(object, "generateName");
     if !generate.is_empty() {

@@ -67,7 +67,7 @@ pub(crate) fn configuration(
         }
         return Ok(decoded.object);
     }
-    let value: Value = serde_yaml_ng::from_slice(body).map_err(|error| undecodable(error.to_string()))?;
+    let value = resources::yaml::value(body).map_err(|error| undecodable(error.to_string()))?;
     if value.is_object() { Ok(value) } else { Err(undecodable("the document is no object".into())) }
 }
 

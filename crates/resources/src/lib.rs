@@ -5,6 +5,7 @@
 //! a client wrote is lost unless the schema says that it is unknown.
 
 pub mod apply;
+pub mod depth;
 pub mod field;
 pub mod kind;
 pub mod kinds;
@@ -16,9 +17,11 @@ pub mod schema;
 pub mod selector;
 pub mod status;
 pub mod table;
+pub mod yaml;
 
 mod facts;
 
+pub use depth::DEPTH_MAX;
 pub use kind::{Allocator, Cell, Column, Deletion, Generation, Kind, Scale, Scope, Subresource};
 pub use kinds::KINDS;
 

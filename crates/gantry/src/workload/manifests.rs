@@ -73,6 +73,9 @@ pub fn read(paths: &[PathBuf]) -> Result<Vec<Document>> {
 
 /// Reads YAML documents; a List's items count one by one.
 pub fn parse(text: &str, origin: &str) -> Result<Vec<Document>> {
+    resources::yaml::check(text.as_bytes()).map_err(|error| {
+        Failure::new(format!("{origin}: {error}")).hint("split it, or write aliases out".to_owned())
+    })?;
     let mut documents = Vec::new();
     for (index, document) in serde_yaml_ng::Deserializer::from_str(text).enumerate() {
         let wrong = |error: &dyn std::fmt::Display| {
