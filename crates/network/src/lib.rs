@@ -1,7 +1,7 @@
 //! The network of Pods: a router namespace per state folder, a veth for each Pod, a redirect of what leaves.
 //!
 //! **Invariant:** nothing here adds a link, an address, a route, a rule or a sysctl to the host's namespace. The router
-//! namespace has no way out but the proxy's sockets.
+//! namespace has no way out but the proxy's sockets. No Pod sends with another's address.
 //!
 //! ```text
 //! host namespace                     router namespace  <state>/run/netns/router
@@ -287,6 +287,9 @@ fn open_router(folder: &Path, settings: &settings::Settings) -> io::Result<(Resi
     let links = router.run(move || -> io::Result<Router> {
         // Pods reach one another through here, and nothing else does: every other address is local.
         namespace::sysctl("ipv4/ip_forward", "1");
+        // No Pod sends with another's address, whatever it may write to a raw socket: what arrives on a veth has to
+        // be from where that veth leads (RFC 3704, strict).
+        namespace::set_sysctl("ipv4/conf/all/rp_filter", "1")?;
         namespace::sysctl("ipv4/ip_local_port_range", "16384 65535");
         namespace::sysctl("ipv4/tcp_tw_reuse", "1");
         let mut links = Router::open()?;

@@ -85,9 +85,15 @@ impl Resident {
 }
 
 /// Sets a sysctl of the calling thread's namespace, such as `ipv4/ip_forward`.
-pub(crate) fn sysctl(name: &str, value: &str) {
+pub(crate) fn set_sysctl(name: &str, value: &str) -> io::Result<()> {
     // `/proc/sys/net` shows the namespace of the thread that opens it.
-    if let Err(error) = std::fs::write(Path::new("/proc/sys/net").join(name), value) {
+    std::fs::write(Path::new("/proc/sys/net").join(name), value)
+        .map_err(|error| io::Error::new(error.kind(), format!("set net/{name} to {value}: {error}")))
+}
+
+/// The same for one that only makes things better.
+pub(crate) fn sysctl(name: &str, value: &str) {
+    if let Err(error) = set_sysctl(name, value) {
         tracing::warn!(%error, name, value, "set a sysctl inside our own network namespace");
     }
 }

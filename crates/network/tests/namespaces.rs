@@ -93,6 +93,53 @@ fn what_leaves_goes_to_the_egress_port_and_keeps_its_destination() {
     assert_eq!(&answer, b"hi");
 }
 
+/// A UDP packet with any source address, as CAP_NET_RAW allows.
+fn send_as(network: &Network, place: &Place, source: Ipv4Addr, to: (Ipv4Addr, u16), text: &str) {
+    let length = (28 + text.len()) as u16;
+    let mut packet = vec![0x45, 0, 0, 0, 0, 0, 0, 0, 64, 17, 0, 0];
+    packet[2..4].copy_from_slice(&length.to_be_bytes());
+    packet.extend(source.octets());
+    packet.extend(to.0.octets());
+    packet.extend([4000u16, to.1, 8 + text.len() as u16, 0].iter().flat_map(|number| number.to_be_bytes()));
+    packet.extend(text.as_bytes());
+    // IPPROTO_RAW: the kernel fills in the checksum of the header that we wrote.
+    let kind = (socket2::Domain::IPV4, socket2::Type::RAW, Some(socket2::Protocol::from(255)));
+    let send = move || {
+        let socket = socket2::Socket::new(kind.0, kind.1, kind.2)?;
+        socket.set_header_included_v4(true)?;
+        socket.send_to(&packet, &SocketAddr::from(to).into())
+    };
+    network.run_in(place, send).unwrap().unwrap();
+}
+
+#[test]
+fn no_pod_sends_with_another_s_address() {
+    let Some(state) = State::new() else { return };
+    let network = state.open();
+    let (a, b) = (network.attach("pod-a").unwrap(), network.attach("pod-b").unwrap());
+    let c = network.attach("pod-c").unwrap();
+    let bind = |place: &Place, address: (Ipv4Addr, u16)| {
+        let socket = network.run_in(place, move || std::net::UdpSocket::bind(address)).unwrap().unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        socket
+    };
+    let (service, router) = (network.service_cidr().nth(99), network.router_ip());
+    let inside = bind(&Place::Router, (service, 53));
+    let neighbour = bind(&pod("pod-c"), (Ipv4Addr::UNSPECIFIED, 53));
+    let others =
+        [b.ip, router, service, network.dns_ip(), Ipv4Addr::new(198, 51, 100, 7), Ipv4Addr::LOCALHOST];
+    for (socket, to) in [(&inside, (service, 53)), (&neighbour, (c.ip, 53))] {
+        for other in others {
+            send_as(&network, &pod("pod-a"), other, to, "forged");
+        }
+        // Packets of one veth arrive in order: what comes first came with the Pod's own address.
+        send_as(&network, &pod("pod-a"), a.ip, to, "own");
+        let mut buffer = [0; 64];
+        let (read, from) = socket.recv_from(&mut buffer).unwrap();
+        assert_eq!((&buffer[..read], from.ip()), (&b"own"[..], IpAddr::V4(a.ip)), "to {}", to.0);
+    }
+}
+
 #[test]
 fn a_pod_s_listeners_are_seen() {
     let Some(state) = State::new() else { return };
