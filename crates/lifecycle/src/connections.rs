@@ -2,7 +2,8 @@
 //!
 //! **Invariant:** however many connections one peer opens, another peer's next one finds room: a peer has a share, a
 //! group of peers (a route, say) has a share, and when a share or the whole table is full, the connection that has been
-//! idle longest of the one who holds most is closed for the newcomer. A connection at work is never closed.
+//! idle longest of the one who holds most is closed for the newcomer. A connection at work is never closed, but in a
+//! table whose connections are all at work for as long as their peers like ([`Table::displacing_busy`]).
 //!
 //! The table knows no sockets: who accepts asks it for a [`Slot`], says on that when the connection works and when it
 //! idles (one atomic store each), and closes the connection when [`Slot::displaced`] resolves.
@@ -123,6 +124,7 @@ impl<G, P> Clone for Table<G, P> {
 #[derive(Debug)]
 struct Shared<G, P> {
     limits: Limits,
+    displaces_busy: bool,
     bound: Arc<Bound>,
     epoch: Instant,
     held: Mutex<Held<G, P>>,
@@ -143,16 +145,17 @@ struct Group<P> {
     count: usize,
 }
 
-/// What a slot and the table share: the word is [`BUSY`], [`CLOSING`], or since when the connection idles in
-/// milliseconds of the table's epoch, with [`SERVED`] if it has had an answer. So the least word gives way first.
+/// What a slot and the table share: the word is [`CLOSING`], or since when the connection idles in milliseconds of the
+/// table's epoch, with [`SERVED`] if it has had an answer, or when it last said that it works, with [`BUSY`]. So the
+/// least word gives way first.
 #[derive(Debug)]
 struct State {
     word: AtomicU64,
     closing: Notify,
 }
 
-const BUSY: u64 = u64::MAX;
-const CLOSING: u64 = u64::MAX - 1;
+const CLOSING: u64 = u64::MAX;
+const BUSY: u64 = 1 << 63;
 const SERVED: u64 = 1 << 62;
 
 /// Whether a connection works.
@@ -179,10 +182,21 @@ pub struct Slot<G: Eq + Hash, P: Eq + Hash> {
 impl<G: Eq + Hash + Clone, P: Eq + Hash + Clone> Table<G, P> {
     /// A table whose `bound` shows how full it is; the bound's name is the label `listener` of what is counted.
     pub fn new(name: &'static str, limits: Limits) -> Self {
+        Self::with(name, limits, false)
+    }
+
+    /// A table in which even a connection at work gives way, the one that has said so least recently, to a newcomer
+    /// who holds clearly less: for connections that their peers can keep at work for ever.
+    pub fn displacing_busy(name: &'static str, limits: Limits) -> Self {
+        Self::with(name, limits, true)
+    }
+
+    fn with(name: &'static str, limits: Limits, displaces_busy: bool) -> Self {
         let held = Held { groups: HashMap::new(), count: 0, closing: 0, next: 0 };
         Self {
             shared: Arc::new(Shared {
                 limits,
+                displaces_busy,
                 bound: Bound::new(name, limits.total as u64),
                 epoch: Instant::now(),
                 held: Mutex::new(held),
@@ -194,7 +208,7 @@ impl<G: Eq + Hash + Clone, P: Eq + Hash + Clone> Table<G, P> {
     pub fn admit(&self, group: G, peer: P) -> Result<Slot<G, P>, Reason> {
         let now = self.now();
         let mut held = self.lock();
-        if let Err(reason) = held.make_room(&self.shared.limits, &group, &peer, now, self.name()) {
+        if let Err(reason) = held.make_room(&self.shared, &group, &peer, now) {
             drop(held);
             self.shared.bound.refuse();
             count_closed(self.name(), reason);
@@ -235,14 +249,8 @@ impl<G, P> Table<G, P> {
 }
 
 impl<G: Eq + Hash, P: Eq + Hash> Held<G, P> {
-    fn make_room(
-        &mut self,
-        limits: &Limits,
-        group: &G,
-        peer: &P,
-        now: u64,
-        name: &'static str,
-    ) -> Result<(), Reason> {
+    fn make_room(&mut self, shared: &Shared<G, P>, group: &G, peer: &P, now: u64) -> Result<(), Reason> {
+        let (limits, busy_too) = (&shared.limits, shared.displaces_busy);
         let own_group = self.groups.get(group);
         let group_count = own_group.map_or(0, |group| group.count);
         let own = own_group.and_then(|group| group.peers.get(peer));
@@ -262,8 +270,8 @@ impl<G: Eq + Hash, P: Eq + Hash> Held<G, P> {
             return Err(reason);
         }
         let victim = match reason {
-            Reason::PeerShare => own.and_then(|own| idlest(own, Some(now))),
-            Reason::GroupShare => own_group.and_then(|group| group.victim(Some(count), now)),
+            Reason::PeerShare => own.and_then(|own| idlest(own, Some(now), false)),
+            Reason::GroupShare => own_group.and_then(|group| group.victim(Some(count), now, busy_too)),
             _ => {
                 let mut groups: Vec<&Group<P>> =
                     self.groups.values().filter(|other| other.count >= group_count).collect();
@@ -271,14 +279,14 @@ impl<G: Eq + Hash, P: Eq + Hash> Held<G, P> {
                 groups.into_iter().find_map(|other| {
                     // A group that holds clearly more owes one, whoever in it holds how many.
                     let claim = if other.count > group_count + 1 { None } else { Some(count) };
-                    other.victim(claim, now)
+                    other.victim(claim, now, busy_too)
                 })
             }
         };
         let Some(victim) = victim else { return Err(reason) };
         self.closing += 1;
         victim.closing.notify_one();
-        count_closed(name, Reason::Displaced);
+        count_closed(shared.bound.name(), Reason::Displaced);
         Ok(())
     }
 }
@@ -286,22 +294,23 @@ impl<G: Eq + Hash, P: Eq + Hash> Held<G, P> {
 impl<P: Eq + Hash> Group<P> {
     /// The idlest connection of whoever holds most, marked as closing; with `count`, only of one who holds more than
     /// that, and clearly more if the connection is young.
-    fn victim(&self, count: Option<usize>, now: u64) -> Option<Arc<State>> {
+    fn victim(&self, count: Option<usize>, now: u64, busy_too: bool) -> Option<Arc<State>> {
         let mut peers: Vec<&HashMap<u64, Arc<State>>> =
             self.peers.values().filter(|peer| count.is_none_or(|count| peer.len() > count)).collect();
         peers.sort_by_key(|peer| std::cmp::Reverse(peer.len()));
         let spares = |peer: &HashMap<u64, _>| count.is_some_and(|count| peer.len() == count + 1);
-        peers.into_iter().find_map(|peer| idlest(peer, spares(peer).then_some(now)))
+        peers.into_iter().find_map(|peer| idlest(peer, spares(peer).then_some(now), busy_too))
     }
 }
 
-/// The idlest of these, marked as closing. With `now`, only one that has idled for the time of grace.
-fn idlest(connections: &HashMap<u64, Arc<State>>, now: Option<u64>) -> Option<Arc<State>> {
+/// The idlest of these, marked as closing. With `now`, only one that has idled for the time of grace; without, one at
+/// work if need be and `busy_too`.
+fn idlest(connections: &HashMap<u64, Arc<State>>, now: Option<u64>, busy_too: bool) -> Option<Arc<State>> {
     loop {
         let word = |state: &Arc<State>| state.word.load(Ordering::Relaxed);
         let found = connections.values().min_by_key(|state| word(state))?;
         let seen = word(found);
-        if seen >= CLOSING {
+        if seen == CLOSING || (seen & BUSY != 0 && (now.is_some() || !busy_too)) {
             return None;
         }
         let age = now.map(|now| now.saturating_sub(seen & !SERVED));
@@ -316,10 +325,10 @@ fn idlest(connections: &HashMap<u64, Arc<State>>, now: Option<u64>) -> Option<Ar
 }
 
 impl<G: Eq + Hash, P: Eq + Hash> Slot<G, P> {
-    /// The connection works from now on. False if it was chosen to give way just before: it must be closed, and
-    /// what it carried must not be begun.
+    /// The connection works from now on, or still. False if it was chosen to give way just before: it must be closed,
+    /// and what it carried must not be begun.
     pub fn busy(&self) -> bool {
-        let before = self.state.word.swap(BUSY, Ordering::AcqRel);
+        let before = self.state.word.swap(self.table.now() | BUSY, Ordering::AcqRel);
         if before == CLOSING {
             self.state.word.store(CLOSING, Ordering::Release);
         }
@@ -336,8 +345,8 @@ impl<G: Eq + Hash, P: Eq + Hash> Slot<G, P> {
     /// What the connection does.
     pub fn activity(&self) -> Activity {
         match self.state.word.load(Ordering::Acquire) {
-            BUSY => Activity::Busy,
             CLOSING => Activity::Displaced,
+            word if word & BUSY != 0 => Activity::Busy,
             word => {
                 let since = Duration::from_millis(self.table.now().saturating_sub(word & !SERVED));
                 Activity::Idle { since, served: word & SERVED != 0 }
@@ -444,6 +453,26 @@ mod tests {
         assert!(table.admit("", "new").is_ok());
         assert_eq!(displaced(&light).len(), 1);
         drop(newcomer);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn work_that_never_ends_gives_way_where_a_table_says_so() {
+        for strict in [false, true] {
+            let limits = Limits { total: 4, group: 4, peer: 4 };
+            let table: Routes = match strict {
+                true => Table::displacing_busy("test_busy", limits),
+                false => Table::new("test_busy", limits),
+            };
+            let heavy = many(&table, "heavy", "x", 4);
+            for slot in [1, 0, 2, 3] {
+                assert!(heavy[slot].busy());
+                tokio::time::advance(GRACE).await;
+            }
+            assert!(heavy[1].busy(), "it is still at work");
+            assert_eq!(table.admit("light", "x").is_ok(), strict);
+            assert_eq!(displaced(&heavy), if strict { vec![0] } else { vec![] });
+            assert!(table.admit("heavy", "x").is_err(), "but not to its own");
+        }
     }
 
     #[tokio::test(start_paused = true)]

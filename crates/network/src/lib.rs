@@ -15,6 +15,7 @@
 
 mod cidr;
 mod diag;
+mod host;
 mod namespace;
 mod netlink;
 mod nft;
@@ -24,6 +25,7 @@ mod settings;
 
 pub use cidr::{Cidr, NotACidr};
 pub use diag::{Holder, Listening, Owners, Protocol, holder};
+pub use host::{Destination, Routes};
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -202,6 +204,16 @@ impl Network {
         kind: socket2::Type,
     ) -> io::Result<socket2::Socket> {
         self.run_in(place, move || socket2::Socket::new(domain, kind, None))?
+    }
+
+    /// Tells whose the other end of a connection on the host's loopback is.
+    pub fn owners(&self) -> io::Result<Owners> {
+        self.run_in(&Place::Host, Owners::open)?
+    }
+
+    /// Tells where the host would send something.
+    pub fn routes(&self) -> io::Result<Routes> {
+        self.run_in(&Place::Host, Routes::here)?
     }
 
     /// Runs a short job on a thread in that namespace, and waits for it.

@@ -11,11 +11,14 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
+use crate::destination::Allowance;
 use crate::metrics;
 
 /// How long a backend rests after it refused a connection; doubled each time in a row.
 const EJECTED_FIRST: Duration = Duration::from_millis(500);
 const EJECTED_MAX: Duration = Duration::from_secs(30);
+/// How long connections to a backend carry one request each, after it sent what nobody had asked for.
+const DISTRUSTED: Duration = Duration::from_secs(60);
 
 /// A Pod as a receiver of traffic.
 #[derive(Debug, Default)]
@@ -77,18 +80,22 @@ pub(crate) struct Backend {
     pub(crate) address: SocketAddr,
     /// Reached from the router namespace, not from the host's.
     pub(crate) inside: bool,
+    /// What may be dialled for it, if it is not inside.
+    pub(crate) allowance: Allowance,
     pub(crate) pod: Arc<Pod>,
     pub(crate) metrics: Arc<metrics::Backend>,
     active: AtomicUsize,
     refusals: AtomicU32,
     /// Milliseconds since the process started.
     ejected_until: AtomicU64,
+    distrusted_until: AtomicU64,
 }
 
 impl Backend {
     pub(crate) fn new(
         address: SocketAddr,
         inside: bool,
+        allowance: Allowance,
         pod: Arc<Pod>,
         metrics: Arc<metrics::Backend>,
     ) -> Arc<Self> {
@@ -97,16 +104,32 @@ impl Backend {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             address,
             inside,
+            allowance,
             pod,
             metrics,
             active: AtomicUsize::new(0),
             refusals: AtomicU32::new(0),
             ejected_until: AtomicU64::new(0),
+            distrusted_until: AtomicU64::new(0),
         })
     }
 
     fn is_ejected(&self, now: u64) -> bool {
         self.ejected_until.load(Ordering::Relaxed) > now
+    }
+
+    /// It sent bytes that no request had asked for: what it sends next on a connection may be the answer to something
+    /// else, so for a while no connection to it is used twice.
+    pub(crate) fn distrust(&self) {
+        tracing::warn!(backend = %self.address, "the backend sent bytes that nobody had asked for");
+        self.distrusted_until.store(milliseconds() + DISTRUSTED.as_millis() as u64, Ordering::Relaxed);
+        self.metrics.unsolicited();
+    }
+
+    /// Whether connections to it carry one request each.
+    pub(crate) fn is_distrusted(&self) -> bool {
+        let until = self.distrusted_until.load(Ordering::Relaxed);
+        until != 0 && until > milliseconds()
     }
 
     /// A connection was made.
@@ -260,7 +283,7 @@ mod tests {
 
     fn backend() -> Arc<Backend> {
         let address = SocketAddr::from(([192, 0, 2, 1], 80));
-        Backend::new(address, true, Arc::default(), Arc::default())
+        Backend::new(address, true, Allowance::default(), Arc::default(), Arc::default())
     }
 
     fn balancer(backends: &[Arc<Backend>]) -> Balancer {

@@ -11,6 +11,7 @@ use lifecycle::{CancellationToken, Scope};
 use network::{Cidr, Protocol};
 
 use crate::backend::{self, Backend};
+use crate::egress::Allowances;
 use crate::model::{Behind, Key, Kind, Model, Pod, Service, Slice};
 use crate::route::Route;
 use crate::sockets::{Sockets, Spot};
@@ -31,6 +32,8 @@ pub(crate) struct Control {
     /// Addresses that are reached from the router namespace; `None` in tests.
     pub(crate) pods_range: Option<Cidr>,
     pub(crate) services_range: Option<Cidr>,
+    /// What Pods' annotations let them reach.
+    pub(crate) allowances: Allowances,
     pub(crate) routes: BTreeMap<PortKey, Routed>,
     pub(crate) open: BTreeMap<Key, Vec<Opened>>,
     /// All of `open`'s.
@@ -94,6 +97,7 @@ impl Control {
         scope: Scope,
         pods_range: Option<Cidr>,
         services_range: Option<Cidr>,
+        allowances: Allowances,
     ) -> Self {
         Self {
             name,
@@ -104,6 +108,7 @@ impl Control {
             scope,
             pods_range,
             services_range,
+            allowances,
             routes: BTreeMap::new(),
             open: BTreeMap::new(),
             spots: HashSet::new(),
@@ -188,9 +193,17 @@ impl Control {
         {
             let old = old.clone();
             self.pods.uids.remove(&key);
+            self.allowances.remove(&old);
+            self.set_facts(&old, None);
             self.bury_for_good(old);
         }
         let Some(pod) = pod else { return };
+        self.set_facts(&pod.uid, Some(pod.clone()));
+        if let Some(address) = pod.address
+            && !pod.on_host
+        {
+            self.allowances.set(address, &pod.uid, &pod.allowance);
+        }
         self.pods.uids.insert(key, pod.uid.clone());
         if pod.deletion.is_none() {
             return;
@@ -203,6 +216,11 @@ impl Control {
                 self.start_drains();
             }
         }
+    }
+
+    fn set_facts(&mut self, uid: &str, pod: Option<Pod>) {
+        let changed = self.model.write().unwrap_or_else(PoisonError::into_inner).set_pod(uid, pod);
+        self.dirty.extend(changed);
     }
 
     /// The Pod is gone; its tombstone is kept for as long as anybody names it.
@@ -288,10 +306,12 @@ impl Control {
         };
         if let Some(service) = &service {
             for port in service.ports.iter().filter(|_| !ports.is_empty()) {
-                let (behind, speech) =
-                    self.read(|model| (model.behind(service, port), model.speech(service, port)));
-                let routed = self.route(key, &port.name, port.protocol, port.port);
-                routed.route.set_speech(speech);
+                let route = Arc::clone(&self.route(key, &port.name, port.protocol, port.port).route);
+                let (behind, protocol) = self.read(|model| {
+                    (model.behind(service, port), model.app_protocol(service, port, route.app_protocol()))
+                });
+                route.set_app_protocol(protocol);
+                route.set_trusts_forwarded(service.trusts_forwarded);
                 self.set_backends((key.clone(), port.name.clone(), port.protocol), behind);
             }
         }
@@ -349,7 +369,8 @@ impl Control {
                     ("pod", name),
                     ("backend", behind.address.to_string()),
                 ];
-                Backend::new(behind.address, inside, pod, metrics::Backend::new(labels))
+                let (address, allowance) = (behind.address, behind.allowance.clone());
+                Backend::new(address, inside, allowance, pod, metrics::Backend::new(labels))
             });
             routed.backends.insert(behind, backend);
         }

@@ -1,88 +1,81 @@
 //! What Pods send to the world: connections that the router namespace redirected here, dialled anew from the host's
-//! namespace.
-//!
-//! **Invariant:** a Pod reaches nothing through here that only the host itself may reach: no loopback, and none of our
-//! own ranges.
+//! namespace as far as [`crate::destination`] allows it.
 
+use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
-use network::Cidr;
 use tokio::net::TcpStream;
 
 use crate::backend::{Backend, Flight};
-use crate::buffer::Buffer;
+use crate::destination::{Allowance, Refusal};
 use crate::io::reset;
-use crate::worker::Worker;
+use crate::worker::{Held, Worker};
 use crate::{metrics, relay};
 
-/// The rules of what may leave.
+/// What Pods are allowed by their annotations, by the Pod's address: who writes and who reads share it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Allowances(Arc<RwLock<HashMap<Ipv4Addr, (String, Allowance)>>>);
+
+impl Allowances {
+    /// The Pod of that UID has the address and the allowance.
+    pub(crate) fn set(&self, address: Ipv4Addr, uid: &str, allowance: &Allowance) {
+        let mut all = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        if allowance.is_empty() {
+            // Whoever had the address before has it no more.
+            all.remove(&address);
+        } else {
+            all.insert(address, (uid.to_owned(), allowance.clone()));
+        }
+    }
+
+    /// The Pod of that UID is gone.
+    pub(crate) fn remove(&self, uid: &str) {
+        let mut all = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|_, (of, _)| of != uid);
+    }
+
+    fn of(&self, address: IpAddr) -> Allowance {
+        let IpAddr::V4(address) = address else { return Allowance::default() };
+        let all = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        all.get(&address).map(|(_, allowance)| allowance.clone()).unwrap_or_default()
+    }
+}
+
+/// What egress connections share.
 #[derive(Debug)]
 pub(crate) struct Egress {
-    services: Cidr,
-    pods: Cidr,
+    allowances: Allowances,
     metrics: Arc<metrics::Backend>,
 }
 
 impl Egress {
-    pub(crate) fn new(services: Cidr, pods: Cidr) -> Arc<Self> {
+    pub(crate) fn new(allowances: Allowances) -> Arc<Self> {
         let labels = vec![("service", "egress".to_owned()), ("backend", "world".to_owned())];
-        Arc::new(Self { services, pods, metrics: metrics::Backend::new(labels) })
-    }
-
-    fn allows(&self, to: Ipv4Addr) -> bool {
-        let of_the_host = to.is_loopback() || to.octets()[0] == 0;
-        let of_nobody = to.is_multicast() || to.is_broadcast();
-        !of_the_host && !of_nobody && !self.services.contains(to) && !self.pods.contains(to)
+        Arc::new(Self { allowances, metrics: metrics::Backend::new(labels) })
     }
 }
 
-pub(crate) async fn serve(worker: &Worker, client: TcpStream, egress: &Egress) {
+pub(crate) async fn serve(worker: &Worker, client: TcpStream, peer: IpAddr, egress: &Egress, held: &Held) {
     let original = socket2::SockRef::from(&client).original_dst_v4();
     let to: Option<SocketAddrV4> = original.ok().and_then(|address| address.as_socket_ipv4());
-    // A connection to the egress port itself has no other destination.
-    let to = to.filter(|to| egress.allows(*to.ip()));
     let Some(to) = to else {
-        metrics::count(&metrics::OWN.egress_refused);
+        Refusal::NoDestination.refuse();
         return reset(client);
     };
-    let to = SocketAddr::new(IpAddr::V4(*to.ip()), to.port());
-    match worker.shared.dial(to, false).await {
+    let to = SocketAddr::V4(to);
+    match worker.shared.dial(to, false, &egress.allowances.of(peer)).await {
         Ok(upstream) => {
             egress.metrics.connected();
-            let backend = Backend::new(to, false, Arc::default(), Arc::clone(&egress.metrics));
+            let backend =
+                Backend::new(to, false, Allowance::default(), Arc::default(), Arc::clone(&egress.metrics));
             let Some(flight) = Flight::begin(&backend) else { return };
-            relay::relayed(worker, flight, client, upstream, Buffer::default(), Buffer::default()).await;
+            relay::begin(worker, held, flight, client, upstream).await;
         }
         Err(error) => {
-            tracing::debug!(%to, %error, "connect for a pod");
+            tracing::debug!(%to, %peer, %error, "connect for a pod");
             egress.metrics.refused();
             reset(client);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pods_reach_neither_the_host_s_loopback_nor_our_ranges() {
-        let egress = Egress::new("10.96.0.0/16".parse().unwrap(), "10.244.0.0/16".parse().unwrap());
-        for refused in [
-            "127.0.0.1",
-            "127.8.9.1",
-            "0.0.0.0",
-            "0.1.2.3",
-            "10.96.0.1",
-            "10.244.0.1",
-            "224.0.0.1",
-            "255.255.255.255",
-        ] {
-            assert!(!egress.allows(refused.parse().unwrap()), "{refused}");
-        }
-        for allowed in ["192.0.2.1", "10.0.0.1", "169.254.169.254"] {
-            assert!(egress.allows(allowed.parse().unwrap()), "{allowed}");
         }
     }
 }

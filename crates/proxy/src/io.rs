@@ -56,6 +56,24 @@ fn too_late() -> io::Error {
     io::ErrorKind::TimedOut.into()
 }
 
+/// What the other end of an idle connection has done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Idle {
+    Quiet,
+    Spoke,
+    Ended,
+}
+
+/// Looks at what has arrived by now, not at what the reactor has heard of: that may be later.
+pub(crate) fn look(stream: &TcpStream) -> Idle {
+    let flags = rustix::net::RecvFlags::PEEK | rustix::net::RecvFlags::DONTWAIT;
+    match rustix::net::recv(stream, &mut [0], flags) {
+        Err(rustix::io::Errno::AGAIN) => Idle::Quiet,
+        Ok((_, count)) if count > 0 => Idle::Spoke,
+        _ => Idle::Ended,
+    }
+}
+
 /// Reads what is there into the buffer's free space; 0 is the end. Waits for readability.
 pub(crate) fn poll_fill(
     stream: &TcpStream,
@@ -151,6 +169,11 @@ pub(crate) fn shutdown_write(stream: &TcpStream) {
 /// Makes the close a reset, so that the peer does not take the end for a regular one.
 pub(crate) fn reset(stream: TcpStream) {
     let _ = socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+}
+
+/// Ends a connection for which there is no place, so that the kernel keeps nothing of it.
+pub(crate) fn refuse(connection: OwnedFd) {
+    let _ = socket2::SockRef::from(&connection).set_linger(Some(Duration::ZERO));
 }
 
 /// Closes so that the peer reads our last bytes even while it still sends: its bytes are read and dropped for a

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! API ── watch ──> control ──> routes (backends by Service port)        status, Lease ──> API
-//!                     └──────> sockets ──> workers: accept → sniff → http1 | relay ──> Pods
+//!                     └──────> sockets ──> workers: accept → http1 | relay ──> Pods
 //!                                          dns, udp, egress
 //! ```
 //!
@@ -13,6 +13,7 @@ mod backend;
 mod buffer;
 mod client;
 mod control;
+mod destination;
 mod dns;
 mod drain;
 mod egress;
@@ -23,12 +24,13 @@ mod metrics;
 mod model;
 #[cfg(test)]
 mod namespace_tests;
+mod pool;
 mod ports;
 mod relay;
 mod route;
 mod run;
-mod sniff;
 mod sockets;
+mod source;
 pub mod spawn;
 mod status;
 #[cfg(test)]
@@ -38,6 +40,7 @@ mod watch;
 mod worker;
 
 pub use client::{Error as ClientError, from_kubeconfig};
+pub use destination::Allowance;
 pub use run::{Config, Error, run};
 
 use std::time::Duration;
@@ -47,12 +50,14 @@ use std::time::Duration;
 pub struct Limits {
     /// Threads that carry traffic; 0: one for each processor, at most 8.
     pub workers: usize,
-    /// Connections from clients at a time; more wait in the listeners' backlogs.
+    /// Connections from clients at a time; beyond them the idlest of whoever holds most gives way.
     pub connections_max: usize,
     /// How long a connection to a backend may take to be made.
     pub connect_timeout: Duration,
     /// How long a request or connection waits for a backend.
     pub patience: Duration,
+    /// How long a new connection may be silent.
+    pub first_byte_timeout: Duration,
     /// How long a request's head may take to arrive.
     pub head_timeout: Duration,
     /// How long a client's connection is kept without a request.
@@ -72,6 +77,7 @@ impl Default for Limits {
             connections_max: 8192,
             connect_timeout: Duration::from_secs(2),
             patience: Duration::from_secs(3),
+            first_byte_timeout: Duration::from_secs(60),
             head_timeout: Duration::from_secs(10),
             keepalive_timeout: Duration::from_secs(75),
             idle_timeout: Duration::from_secs(3600),

@@ -11,6 +11,8 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
+use crate::destination::Refusal;
+
 /// Upper edges of the duration histogram, in microseconds.
 const EDGES: [u64; 14] = [
     500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000,
@@ -32,6 +34,7 @@ pub(crate) struct Backend {
     sent: AtomicU64,
     refusals: AtomicU64,
     ejections: AtomicU64,
+    unsolicited: AtomicU64,
 }
 
 impl Backend {
@@ -71,6 +74,11 @@ impl Backend {
         self.ejections.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Bytes came that nobody had asked for.
+    pub(crate) fn unsolicited(&self) {
+        self.unsolicited.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// `received` from clients, `sent` to them, in bytes.
     pub(crate) fn passed(&self, received: u64, sent: u64) {
         self.received.fetch_add(received, Ordering::Relaxed);
@@ -107,8 +115,6 @@ pub(crate) struct Own {
     pub(crate) dns_own: AtomicU64,
     pub(crate) dns_forwarded: AtomicU64,
     pub(crate) dns_failed: AtomicU64,
-    /// Outgoing connections of Pods that were refused by rule.
-    pub(crate) egress_refused: AtomicU64,
 }
 
 /// The process's counts of its own.
@@ -119,7 +125,6 @@ pub(crate) static OWN: Own = Own {
     dns_own: AtomicU64::new(0),
     dns_forwarded: AtomicU64::new(0),
     dns_failed: AtomicU64::new(0),
-    egress_refused: AtomicU64::new(0),
 };
 
 static SHOWN: Mutex<Vec<Weak<Backend>>> = Mutex::new(Vec::new());
@@ -142,7 +147,7 @@ struct Shown;
 
 type Read = fn(&Backend) -> u64;
 
-const COUNTERS: [(&str, &str, Read); 6] = [
+const COUNTERS: [(&str, &str, Read); 7] = [
     ("gantry_proxy_connections", "Connections made to the backend", |b| {
         b.connections.load(Ordering::Relaxed)
     }),
@@ -158,6 +163,9 @@ const COUNTERS: [(&str, &str, Read); 6] = [
     }),
     ("gantry_proxy_ejections", "Times the backend was left out after a refusal", |b| {
         b.ejections.load(Ordering::Relaxed)
+    }),
+    ("gantry_proxy_unsolicited_answers", "Times the backend sent bytes that no request had asked for", |b| {
+        b.unsolicited.load(Ordering::Relaxed)
     }),
 ];
 
@@ -201,18 +209,24 @@ impl Collector for Shown {
             let active = backend.active.load(Ordering::Relaxed);
             ConstGauge::new(active).encode(family.encode_family(&backend.labels)?)?;
         }
-        let own: [(&str, &str, &AtomicU64); 7] = [
+        let own: [(&str, &str, &AtomicU64); 6] = [
             ("gantry_proxy_malformed_requests", "Requests refused as malformed", &OWN.malformed),
             ("gantry_proxy_no_backend", "Requests and connections without a backend", &OWN.no_backend),
             ("gantry_proxy_retries", "Requests that were sent again", &OWN.retries),
             ("gantry_proxy_dns_own_answers", "Names answered from the cluster's zone", &OWN.dns_own),
             ("gantry_proxy_dns_forwarded", "Names asked of the host's servers", &OWN.dns_forwarded),
             ("gantry_proxy_dns_failures", "Names that no server of the host answered", &OWN.dns_failed),
-            ("gantry_proxy_egress_refused", "Connections out of Pods refused by rule", &OWN.egress_refused),
         ];
         for (name, help, counter) in own {
             let metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
             ConstCounter::new(counter.load(Ordering::Relaxed)).encode(metric)?;
+        }
+        let help = "Connections to outside that were refused by rule";
+        let mut family =
+            encoder.encode_descriptor("gantry_proxy_egress_refused", help, None, MetricType::Counter)?;
+        for refusal in Refusal::ALL {
+            let count = ConstCounter::new(refusal.counter().load(Ordering::Relaxed));
+            count.encode(family.encode_family(&[("reason", refusal.name())])?)?;
         }
         Ok(())
     }

@@ -3,14 +3,19 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
+use contract::name::LISTENING_ANNOTATION;
 use jiff::Timestamp;
 use kube::core::DynamicObject;
 use network::Protocol;
 use serde_json::Value;
 
-use crate::route::Speech;
+use crate::destination::{ALLOW, Allowance};
+use crate::route::AppProtocol;
 
 pub(crate) use contract::name::{EXPOSE_ANNOTATION as EXPOSE, HOST_PORT_ANNOTATION as HOST_PORT};
+
+/// `true`: this Service's clients are proxies of the user's own, whose `Forwarded` fields are passed on.
+pub(crate) const TRUST_FORWARDED: &str = "proxy.gantry.dev/trust-forwarded";
 
 /// `namespace/name`
 pub(crate) type Key = String;
@@ -35,6 +40,9 @@ pub(crate) struct Service {
     pub(crate) auto_port: bool,
     pub(crate) expose: Option<IpAddr>,
     pub(crate) publish_not_ready: bool,
+    pub(crate) trusts_forwarded: bool,
+    /// What its endpoints may be, beside Pods and the world.
+    pub(crate) allowance: Allowance,
     pub(crate) generation: i64,
     /// `status.loadBalancer.ingress[0].ports`
     pub(crate) ingress: Vec<(u16, Protocol)>,
@@ -80,6 +88,11 @@ pub(crate) struct Pod {
     pub(crate) uid: String,
     pub(crate) namespace: String,
     pub(crate) name: String,
+    pub(crate) address: Option<Ipv4Addr>,
+    pub(crate) on_host: bool,
+    /// The TCP ports on which the node saw it listen, and whether HTTP is spoken there.
+    pub(crate) listening: Vec<(u16, bool)>,
+    pub(crate) allowance: Allowance,
     pub(crate) deletion: Option<Deletion>,
 }
 
@@ -124,7 +137,7 @@ pub(crate) fn key(object: &DynamicObject) -> Key {
 impl Service {
     pub(crate) fn parse(object: &DynamicObject) -> Self {
         let (spec, status) = (&object.data["spec"], &object.data["status"]);
-        let annotation = |name: &str| object.metadata.annotations.as_ref().and_then(|all| all.get(name));
+        let annotation = |name: &str| annotation(object, name);
         let ports = list(&spec["ports"]).iter().filter_map(|value| {
             Some(Port {
                 name: text(&value["name"]),
@@ -152,6 +165,8 @@ impl Service {
             auto_port: annotation(HOST_PORT).is_some_and(|value| value == "auto"),
             expose: annotation(EXPOSE).and_then(|value| value.parse().ok()),
             publish_not_ready: spec["publishNotReadyAddresses"] == true,
+            trusts_forwarded: annotation(TRUST_FORWARDED).is_some_and(|value| value == "true"),
+            allowance: allowance(object),
             generation: object.metadata.generation.unwrap_or(0),
             ingress: ingress
                 .iter()
@@ -177,7 +192,8 @@ impl Slice {
         }
         let endpoints = list(&object.data["endpoints"]).iter().filter_map(|value| {
             let address: Ipv4Addr = value["addresses"][0].as_str()?.parse().ok()?;
-            // Endpoints may not send traffic to the host itself, whoever wrote them.
+            // Endpoints may not send traffic to the host itself, whoever wrote them; its other addresses are refused when
+            // they are dialled.
             if address.is_loopback() || address.is_unspecified() || address.is_multicast() {
                 return None;
             }
@@ -217,9 +233,37 @@ impl Pod {
             uid: meta.uid.clone()?,
             namespace: meta.namespace.clone().unwrap_or_default(),
             name: meta.name.clone().unwrap_or_default(),
+            address: object.data["status"]["podIP"].as_str().and_then(|ip| ip.parse().ok()),
+            on_host: object.data["spec"]["hostNetwork"] == true,
+            listening: listening(object),
+            allowance: allowance(object),
             deletion,
         })
     }
+}
+
+fn annotation<'o>(object: &'o DynamicObject, name: &str) -> Option<&'o String> {
+    object.metadata.annotations.as_ref()?.get(name)
+}
+
+fn allowance(object: &DynamicObject) -> Allowance {
+    let (allowance, unread) = Allowance::parse(annotation(object, ALLOW).map_or("", String::as_str));
+    if !unread.is_empty() {
+        tracing::warn!(
+            object = key(object),
+            ?unread,
+            "{ALLOW} names what is neither `host` nor an IPv4 range"
+        );
+    }
+    allowance
+}
+
+fn listening(object: &DynamicObject) -> Vec<(u16, bool)> {
+    let value =
+        annotation(object, LISTENING_ANNOTATION).and_then(|text| serde_json::from_str::<Value>(text).ok());
+    let seen = value.unwrap_or_default();
+    let tcp = list(&seen).iter().filter(|entry| protocol(&entry["protocol"]) == Some(Protocol::Tcp));
+    tcp.map(|entry| (port(&entry["port"]), entry["http"] == true)).collect()
 }
 
 /// What stands behind a Service port.
@@ -227,12 +271,15 @@ impl Pod {
 pub(crate) struct Behind {
     pub(crate) address: SocketAddr,
     pub(crate) pod: Option<(String, String)>,
+    pub(crate) allowance: Allowance,
 }
 
 /// Services and EndpointSlices by name; what a process that looks up names shares with the one that keeps it.
 #[derive(Debug, Default)]
 pub(crate) struct Model {
     pub(crate) services: BTreeMap<Key, Service>,
+    /// By UID.
+    pods: BTreeMap<String, Pod>,
     slices: BTreeMap<Key, Slice>,
     by_service: BTreeMap<Key, BTreeSet<Key>>,
 }
@@ -260,6 +307,26 @@ impl Model {
         changed
     }
 
+    /// Puts or removes a Pod; returns the Services that change with what it listens on, and where.
+    pub(crate) fn set_pod(&mut self, uid: &str, pod: Option<Pod>) -> Vec<Key> {
+        let facts = |pod: &Pod| (pod.address, pod.on_host, pod.listening.clone());
+        let is_new = pod.as_ref().map(facts) != self.pods.get(uid).map(facts);
+        match pod {
+            Some(pod) => self.pods.insert(uid.to_owned(), pod),
+            None => self.pods.remove(uid),
+        };
+        if !is_new {
+            return Vec::new();
+        }
+        let naming = |slice: &&Slice| {
+            slice
+                .endpoints
+                .iter()
+                .any(|endpoint| endpoint.pod.as_ref().is_some_and(|(other, _)| other == uid))
+        };
+        self.slices.values().filter(naming).map(|slice| slice.service.clone()).collect()
+    }
+
     pub(crate) fn slice_keys(&self) -> Vec<Key> {
         self.slices.keys().cloned().collect()
     }
@@ -284,25 +351,54 @@ impl Model {
             for target in slice.ports.iter().filter(of_port).filter(|target| target.port != 0) {
                 for endpoint in slice.endpoints.iter().filter(|e| e.ready || service.publish_not_ready) {
                     let address = SocketAddr::from((endpoint.address, target.port));
-                    found.insert(Behind { address, pod: endpoint.pod.clone() });
+                    let allowance = if self.is_on_host(endpoint, &service.namespace) {
+                        Allowance::address(endpoint.address)
+                    } else {
+                        service.allowance.clone()
+                    };
+                    found.insert(Behind { address, pod: endpoint.pod.clone(), allowance });
                 }
             }
         }
         found.into_iter().collect()
     }
 
-    /// What is spoken on a Service port.
-    pub(crate) fn speech(&self, service: &Service, port: &Port) -> Speech {
+    /// Whether the endpoint is a Pod of the namespace that shares the host's network, at the host's address.
+    fn is_on_host(&self, endpoint: &Endpoint, namespace: &str) -> bool {
+        let pod = endpoint.pod.as_ref().and_then(|(uid, _)| self.pods.get(uid));
+        pod.is_some_and(|pod| {
+            pod.on_host && pod.address == Some(endpoint.address) && pod.namespace == namespace
+        })
+    }
+
+    /// What is spoken on a Service port: by its `appProtocol`, or its slices'; else HTTP if the node saw one of its Pods
+    /// speak that. One Pod is enough: a Pod whose port was looked at too early must not open a way past the parser. While
+    /// nothing is known of any Pod, it stays `before`.
+    pub(crate) fn app_protocol(&self, service: &Service, port: &Port, before: AppProtocol) -> AppProtocol {
+        let of_port = |other: &&SlicePort| other.name == port.name && other.protocol == port.protocol;
+        let key = service.key();
         let of_slices = || {
-            self.slices_of(&service.key())
-                .flat_map(|slice| &slice.ports)
-                .find(|other| other.name == port.name)
-                .and_then(|other| other.app_protocol.clone())
+            let mut ports = self.slices_of(&key).flat_map(|slice| &slice.ports).filter(of_port);
+            ports.find_map(|other| other.app_protocol.clone())
         };
         match port.app_protocol.clone().or_else(of_slices).as_deref() {
-            None => Speech::Unknown,
-            Some("http" | "HTTP" | "kubernetes.io/ws") => Speech::Http,
-            Some(_) => Speech::Opaque,
+            Some("http" | "HTTP" | "kubernetes.io/ws") => return AppProtocol::Http,
+            Some(_) => return AppProtocol::Opaque,
+            None => {}
+        }
+        let mut seen = None;
+        for slice in self.slices_of(&key) {
+            let pods = slice.endpoints.iter().filter_map(|endpoint| self.pods.get(&endpoint.pod.as_ref()?.0));
+            for (number, http) in pods.flat_map(|pod| &pod.listening) {
+                if slice.ports.iter().filter(of_port).any(|target| target.port == *number) {
+                    seen = Some(seen.unwrap_or(false) || *http);
+                }
+            }
+        }
+        match seen {
+            Some(true) => AppProtocol::Http,
+            Some(false) => AppProtocol::Opaque,
+            None => before,
         }
     }
 }
@@ -352,10 +448,77 @@ pub(crate) mod tests {
         let behind = model.behind(&web, &web.ports[0]);
         let addresses: Vec<String> = behind.iter().map(|behind| behind.address.to_string()).collect();
         assert_eq!(addresses, ["10.244.0.5:8080", "10.244.0.7:8080"]);
-        assert_eq!(model.speech(&web, &web.ports[0]), Speech::Http);
+        let opaque = AppProtocol::Opaque;
+        assert_eq!(model.app_protocol(&web, &web.ports[0], opaque), AppProtocol::Http);
+        assert_eq!(model.app_protocol(&web, &web.ports[1], opaque), opaque);
         assert!(model.behind(&web, &web.ports[1]).is_empty());
         assert!(model.names_pod("a") && !model.names_pod("c"));
         assert_eq!(model.set_slice("default/web-1".into(), None), ["default/web"]);
         assert!(model.behind(&web, &web.ports[0]).is_empty());
+    }
+
+    fn pod(uid: &str, listening: &str) -> Pod {
+        Pod::parse(&object(json!({
+            "metadata": {"namespace": "default", "name": uid, "uid": uid, "annotations": {LISTENING_ANNOTATION: listening}},
+            "status": {"podIP": "10.244.0.5"},
+        })))
+        .unwrap()
+    }
+
+    #[test]
+    fn what_is_spoken_is_decided_for_the_port_by_what_the_node_saw() {
+        let web = service(json!({
+            "metadata": {"namespace": "default", "name": "web"}, "spec": {"ports": [{"name": "http", "port": 80}]},
+        }));
+        let mut slice = slice();
+        slice.ports[0].app_protocol = None;
+        let mut model = Model::default();
+        model.set_slice("default/web-1".into(), Some(slice));
+        let (http, opaque) = (AppProtocol::Http, AppProtocol::Opaque);
+        let decided = |model: &Model, before| model.app_protocol(&web, &web.ports[0], before);
+        assert_eq!((decided(&model, opaque), decided(&model, http)), (opaque, http), "nothing was seen");
+
+        let seen = r#"[{"port":8080,"protocol":"TCP","http":true},{"port":9,"protocol":"TCP","http":false}]"#;
+        assert_eq!(model.set_pod("a", Some(pod("a", seen))), ["default/web"]);
+        assert_eq!(decided(&model, opaque), http);
+        assert!(model.set_pod("a", Some(pod("a", seen))).is_empty(), "nothing is new");
+        // A Pod that starts slowly, or is looked at too early, changes nothing.
+        model.set_pod("b", Some(pod("b", r#"[{"port":8080,"protocol":"TCP","http":false}]"#)));
+        assert_eq!(decided(&model, opaque), http);
+        model.set_pod("a", None);
+        assert_eq!(decided(&model, http), opaque, "all that is known says so");
+        // Neither another port nor datagrams say anything.
+        for other in
+            [r#"[{"port":81,"http":true}]"#, r#"[{"port":8080,"protocol":"UDP","http":true}]"#, "no JSON"]
+        {
+            model.set_pod("b", Some(pod("b", other)));
+            assert_eq!((decided(&model, opaque), decided(&model, http)), (opaque, http), "{other}");
+        }
+        let mut given = web.clone();
+        given.ports[0].app_protocol = Some("kubernetes.io/h2c".to_owned());
+        model.set_pod("a", Some(pod("a", seen)));
+        assert_eq!(model.app_protocol(&given, &given.ports[0], http), opaque);
+    }
+
+    #[test]
+    fn only_a_pod_on_the_host_s_network_stands_at_the_host_s_address_without_allowance() {
+        let web = service(json!({
+            "metadata": {"namespace": "default", "name": "web", "annotations": {ALLOW: "192.0.2.0/24"}},
+            "spec": {"ports": [{"name": "http", "port": 80}]},
+        }));
+        let mut model = Model::default();
+        model.set_slice("default/web-1".into(), Some(slice()));
+        let behind = |model: &Model| model.behind(&web, &web.ports[0]).remove(0).allowance;
+        assert_eq!(behind(&model), Allowance::parse("192.0.2.0/24").0);
+        let mut on_host = pod("a", "");
+        on_host.on_host = true;
+        model.set_pod("a", Some(on_host.clone()));
+        assert_eq!(behind(&model), Allowance::parse("10.244.0.5").0);
+        for (namespace, address) in [("other", [10, 244, 0, 5]), ("default", [10, 244, 0, 9])] {
+            let other =
+                Pod { namespace: namespace.to_owned(), address: Some(address.into()), ..on_host.clone() };
+            model.set_pod("a", Some(other));
+            assert_eq!(behind(&model), Allowance::parse("192.0.2.0/24").0);
+        }
     }
 }

@@ -13,13 +13,15 @@ use network::{EGRESS_PORT, Network, Place, Protocol};
 use serde_json::{Value, json};
 
 use crate::control::Control;
+use crate::destination::{Allowance, Refusal};
+use crate::egress::{Allowances, Egress};
 use crate::handover::Holder;
 use crate::model::tests::object;
 use crate::model::{Model, Pod, Service, Slice};
 use crate::sockets::{Sockets, Spot};
 use crate::watch::{Change, Event};
 use crate::worker::{Shared, Target, Workers};
-use crate::{Limits, dns, egress};
+use crate::{Limits, dns};
 
 const WITHIN: Duration = Duration::from_secs(20);
 
@@ -63,7 +65,7 @@ impl World {
         let folder = tempfile::tempdir().unwrap();
         let config = network::Config { state_dir: folder.path().to_owned(), instance: "0a1b2c3e".to_owned() };
         let network = Network::open(config).unwrap();
-        let shared = Shared::new(Some(network.clone()), Limits::default());
+        let shared = Shared::new(Some(network.clone()), Limits::default(), Allowance::default()).unwrap();
         let workers = Arc::new(Workers::start(shared, 2).unwrap());
         let (model, written, scope): (Arc<RwLock<Model>>, Written, _) =
             (Arc::default(), Arc::default(), Scope::new("test"));
@@ -76,6 +78,7 @@ impl World {
             scope.clone(),
             Some(network.pod_cidr()),
             Some(network.service_cidr()),
+            Allowances::default(),
         );
         Self { network, control, model, written, scope, folder }
     }
@@ -119,10 +122,16 @@ impl World {
     fn get(&self, place: &Place, address: SocketAddr) -> String {
         let mut stream = self.dial(place, address).unwrap();
         stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
-        answer.rsplit("\r\n").next().unwrap().to_owned()
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"\r\n\r\n") {
+            answer.resize(answer.len() + 1, 0);
+            let end = answer.len() - 1;
+            stream.read_exact(&mut answer[end..]).unwrap();
+        }
+        assert!(answer.starts_with(b"HTTP/1.1 200 OK\r\n"), "{answer:?}");
+        let mut name = [0; 5];
+        stream.read_exact(&mut name).unwrap();
+        String::from_utf8(name.to_vec()).unwrap()
     }
 
     fn hear(&mut self, event: Event) {
@@ -255,7 +264,7 @@ fn services_are_served_and_pods_drained() {
             assert_eq!(world.get(&Place::Host, "127.0.0.1:81".parse().unwrap()), "pod-b");
         }
 
-        // What is in flight is waited for, but not longer than the deadline.
+        // What is in flight is waited for, but not longer than the deadline: nobody knows when relayed bytes end.
         world.in_flight(0).await;
         let mut stream = world.dial(&Place::Host, "127.0.0.1:81".parse().unwrap()).unwrap();
         stream.write_all(b"no http\r\n\r\n").unwrap();
@@ -290,10 +299,10 @@ fn services_are_served_and_pods_drained() {
 }
 
 #[test]
-fn pods_resolve_names_and_reach_the_world_but_not_the_host_s_loopback() {
+fn pods_resolve_names_and_reach_the_world_but_not_what_is_the_host_s_alone() {
     in_a_namespace(async || {
         let mut world = World::open();
-        world.pod("pod-a");
+        let a = world.pod("pod-a");
         world.hear(Event::Service(Change::Put("default/web".to_owned(), service(&Value::Null))));
 
         let sockets = Sockets { network: Some(world.network.clone()), holder: Holder::new("test") };
@@ -328,22 +337,71 @@ fn pods_resolve_names_and_reach_the_world_but_not_the_host_s_loopback() {
             address: (world.network.router_ip(), EGRESS_PORT).into(),
         };
         let socket = sockets.open(&spot).unwrap();
-        let rules = egress::Egress::new(world.network.service_cidr(), world.network.pod_cidr());
-        world.control.workers.accept(socket.into(), Target::Egress(rules), world.scope.token());
-        // The world of this test is an address of its "host".
+        let allowances = Allowances::default();
+        let egress = Target::Egress(Egress::new(allowances.clone()));
+        world.control.workers.accept(socket.into(), egress, world.scope.token());
+        // This world is an address of its "host", which only local clients may reach.
         let listener = TcpListener::bind("0.0.0.0:7777").unwrap();
         let pod = Place::Pod("pod-a".to_owned());
-        let mut out = world.dial(&pod, "198.51.100.7:7777".parse().unwrap()).unwrap();
-        let (mut served, _) = listener.accept().unwrap();
-        served.write_all(b"hello").unwrap();
-        let mut answer = [0; 5];
-        out.read_exact(&mut answer).unwrap();
-        assert_eq!(&answer, b"hello");
-        // Neither the egress port itself, nor a hidden way to loopback.
-        for refused in [spot.address, "0.1.2.3:7777".parse().unwrap()] {
-            let ended = world.dial(&pod, refused).and_then(|mut stream| stream.read(&mut answer));
-            assert!(!matches!(ended, Ok(count) if count > 0), "{refused}");
+        let reach = |address: &str| -> bool {
+            let dialled = world.dial(&pod, address.parse().unwrap());
+            let Ok(mut out) = dialled else { return false };
+            out.write_all(b"?").and_then(|()| out.set_nonblocking(false)).unwrap_or_default();
+            listener.set_nonblocking(true).unwrap();
+            let deadline = std::time::Instant::now() + WITHIN;
+            loop {
+                if let Ok((mut served, _)) = listener.accept() {
+                    served.write_all(b"hello").unwrap();
+                    let mut answer = [0; 5];
+                    return out.read_exact(&mut answer).is_ok() && &answer == b"hello";
+                }
+                out.set_nonblocking(true).unwrap();
+                let ended = out.peek(&mut [0]);
+                out.set_nonblocking(false).unwrap();
+                match ended {
+                    Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                    _ => return false,
+                }
+                assert!(std::time::Instant::now() < deadline, "{address}: neither refused nor connected");
+                std::thread::yield_now();
+            }
+        };
+        let refused = |why: Refusal| why.counter().load(std::sync::atomic::Ordering::Relaxed);
+        let total = || Refusal::ALL.iter().map(|why| refused(*why)).sum::<u64>();
+        let cases = [
+            ("198.51.100.7:7777", Refusal::Host),
+            ("169.254.169.254:7777", Refusal::LinkLocal),
+            ("0.1.2.3:7777", Refusal::Loopback),
+            ("240.0.0.1:7777", Refusal::Group),
+        ];
+        for (address, why) in cases {
+            let before = refused(why);
+            assert!(!reach(address), "{address}");
+            assert!(refused(why) > before, "{address}: {why:?} is counted");
         }
+        // What was dialled is the egress port itself, whether the kernel has followed the connection or not.
+        let before = total();
+        assert!(!reach(&spot.address.to_string()) && total() > before);
+        let allow = |text: &str| allowances.set(a, "pod-a", &Allowance::parse(text).0);
+        allow("host, 169.254.169.254");
+        assert!(reach("198.51.100.7:7777"));
+        // The host gets the metadata service's address while this runs: looked at when it is dialled.
+        let status = std::process::Command::new("ip")
+            .args(["address", "add", "169.254.169.254/32", "dev", "lo"])
+            .status();
+        assert!(status.unwrap().success());
+        assert!(reach("169.254.169.254:7777"));
+        allow("169.254.169.254");
+        assert!(!reach("198.51.100.7:7777"));
+        allow("");
+        assert!(!reach("169.254.169.254:7777"));
+
+        // Endpoints that somebody wrote are no way round.
+        let dial = |address: &str, allowance: &str| {
+            let (address, allowance) = (address.parse().unwrap(), Allowance::parse(allowance).0);
+            world.control.workers.shared.check(address, &allowance).is_ok()
+        };
+        assert!(!dial("198.51.100.7:7777", "") && dial("198.51.100.7:7777", "198.51.100.0/24"));
         world.scope.shutdown(WITHIN).await;
     });
 }

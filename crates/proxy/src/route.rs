@@ -1,49 +1,53 @@
 //! A Service port as the data path sees it.
 
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::backend::Balancer;
 
-/// What is spoken on a port.
+/// What is spoken on a port. It is decided for the port and never for a connection, so no client can choose to pass the
+/// HTTP parser by.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Speech {
-    /// Whoever speaks first decides.
-    #[default]
-    Unknown,
-    /// HTTP/1.1, by `appProtocol`.
+pub(crate) enum AppProtocol {
+    /// HTTP/1.1: each request gets a backend; what is not HTTP is refused.
     Http,
-    /// Anything else: bytes are relayed.
+    /// Anything else: bytes are relayed, and a connection gets a backend.
+    #[default]
     Opaque,
 }
 
 /// One port of one Service; every listener for it shares this.
 #[derive(Debug, Default)]
 pub(crate) struct Route {
+    /// Unique in the process; 0 is what leaves for the world.
+    pub(crate) id: u64,
     /// `namespace/service:port`
     pub(crate) name: String,
-    speech: AtomicU8,
+    http: AtomicBool,
+    trusts_forwarded: AtomicBool,
     pub(crate) balancer: Balancer,
 }
 
 impl Route {
     pub(crate) fn new(name: String) -> Self {
-        Self { name, ..Self::default() }
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Self { id: NEXT.fetch_add(1, Ordering::Relaxed), name, ..Self::default() }
     }
 
-    pub(crate) fn speech(&self) -> Speech {
-        match self.speech.load(Ordering::Relaxed) {
-            1 => Speech::Http,
-            2 => Speech::Opaque,
-            _ => Speech::Unknown,
-        }
+    pub(crate) fn app_protocol(&self) -> AppProtocol {
+        if self.http.load(Ordering::Relaxed) { AppProtocol::Http } else { AppProtocol::Opaque }
     }
 
-    pub(crate) fn set_speech(&self, speech: Speech) {
-        let code = match speech {
-            Speech::Unknown => 0,
-            Speech::Http => 1,
-            Speech::Opaque => 2,
-        };
-        self.speech.store(code, Ordering::Relaxed);
+    /// Holds for connections that come from now on.
+    pub(crate) fn set_app_protocol(&self, protocol: AppProtocol) {
+        self.http.store(protocol == AppProtocol::Http, Ordering::Relaxed);
+    }
+
+    /// Whether clients of this port are proxies of the user's own, whose `Forwarded` fields are passed on.
+    pub(crate) fn trusts_forwarded(&self) -> bool {
+        self.trusts_forwarded.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_trusts_forwarded(&self, trusts: bool) {
+        self.trusts_forwarded.store(trusts, Ordering::Relaxed);
     }
 }

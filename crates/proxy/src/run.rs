@@ -14,7 +14,8 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 
 use crate::control::Control;
-use crate::egress::Egress;
+use crate::destination::Allowance;
+use crate::egress::{Allowances, Egress};
 use crate::handover::{self, Holder, Link};
 use crate::model::Model;
 use crate::sockets::{Sockets, Spot};
@@ -39,6 +40,8 @@ pub struct Config {
     /// The link to the daemon, if that started it: [`crate::spawn::inherited`].
     pub link: Option<OwnedFd>,
     pub limits: Limits,
+    /// What every Pod may reach beside the world.
+    pub allowance: Allowance,
 }
 
 /// Why the proxy could not start.
@@ -60,7 +63,7 @@ pub enum Error {
 
 /// Runs until the scope is cancelled, or a newer proxy has taken over; both ways it finishes what it carries.
 pub async fn run(config: Config, scope: Scope) -> Result<(), Error> {
-    let Config { state_dir, instance, kubeconfig, link, mut limits } = config;
+    let Config { state_dir, instance, kubeconfig, link, mut limits, allowance } = config;
     limits.connections_max = limits.connections_max.min(connections_possible());
     metrics::register();
     let name = format!("proxy-{:08x}", rand::random::<u32>());
@@ -80,11 +83,11 @@ pub async fn run(config: Config, scope: Scope) -> Result<(), Error> {
         0 => std::thread::available_parallelism().map_or(1, usize::from).min(WORKERS_MAX),
         count => count,
     };
-    let shared = Shared::new(Some(network.clone()), limits.clone());
+    let shared = Shared::new(Some(network.clone()), limits.clone(), allowance).map_err(Error::Workers)?;
     let workers = Arc::new(Workers::start(Arc::clone(&shared), count).map_err(Error::Workers)?);
     let model: Arc<RwLock<Model>> = Arc::default();
     let sockets = Sockets { network: Some(network.clone()), holder: holder.clone() };
-    let accepting = CancellationToken::new();
+    let (accepting, allowances) = (CancellationToken::new(), Allowances::default());
     let mut control = Control::new(
         name.clone(),
         client.clone(),
@@ -94,6 +97,7 @@ pub async fn run(config: Config, scope: Scope) -> Result<(), Error> {
         scope.clone(),
         Some(network.pod_cidr()),
         Some(network.service_cidr()),
+        allowances.clone(),
     );
     let mut events = watch::start(&client, &scope);
     while !control.is_synced() {
@@ -109,7 +113,7 @@ pub async fn run(config: Config, scope: Scope) -> Result<(), Error> {
     }
     take_lease(&client, &name, &scope).await;
     start_dns(&network, &sockets, model, &scope)?;
-    start_egress(&network, &sockets, &workers, &accepting)?;
+    start_egress(&network, &sockets, &workers, allowances, &accepting)?;
     control.start_accepting();
     // What is wanted has been taken back by now.
     holder.drop_returned();
@@ -181,17 +185,20 @@ async fn follow(
     }
 }
 
-/// Half of the descriptors that this process may have, as each connection needs two.
+/// How many connections the descriptors of this process are enough for: each needs two, as many again may be idle or
+/// carry datagrams, and an eighth is kept back for listeners and for ourselves.
 fn connections_possible() -> usize {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     const OTHERS: u64 = 512;
+    const EACH: u64 = 4;
     let limit = getrlimit(Resource::Nofile);
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
     {
         tracing::warn!(%error, "raise the limit of open files");
     }
     let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    usize::try_from(files.saturating_sub(OTHERS) / 2).unwrap_or(usize::MAX).max(16)
+    let kept_back = (files / 8).max(OTHERS);
+    usize::try_from(files.saturating_sub(kept_back) / EACH).unwrap_or(usize::MAX).max(16)
 }
 
 async fn take_lease(client: &kube::Client, name: &str, scope: &Scope) {
@@ -235,11 +242,11 @@ fn start_egress(
     network: &Network,
     sockets: &Sockets,
     workers: &Workers,
+    allowances: Allowances,
     stop: &CancellationToken,
 ) -> Result<(), Error> {
     let socket = open(sockets, Protocol::Tcp, SocketAddr::from((network.router_ip(), EGRESS_PORT)))?;
-    let egress = Egress::new(network.service_cidr(), network.pod_cidr());
-    workers.accept(socket.into(), Target::Egress(egress), stop.clone());
+    workers.accept(socket.into(), Target::Egress(Egress::new(allowances)), stop.clone());
     Ok(())
 }
 

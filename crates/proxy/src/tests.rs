@@ -11,7 +11,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::backend::{Backend, Pod};
-use crate::route::{Route, Speech};
+use crate::destination::Allowance;
+use crate::route::{AppProtocol, Route};
 use crate::worker::{Shared, Target, Workers};
 use crate::{Limits, metrics};
 
@@ -25,11 +26,14 @@ struct Proxy {
 }
 
 impl Proxy {
-    fn start(speech: Speech) -> Self {
-        let limits = Limits { patience: Duration::from_millis(500), ..Limits::default() };
-        let workers = Workers::start(Shared::new(None, limits), 2).unwrap();
+    fn start(protocol: AppProtocol) -> Self {
+        Self::with(protocol, Limits { patience: Duration::from_millis(500), ..Limits::default() })
+    }
+
+    fn with(protocol: AppProtocol, limits: Limits) -> Self {
+        let workers = Workers::start(Shared::new(None, limits, Allowance::default()).unwrap(), 2).unwrap();
         let route = Arc::new(Route::new("default/test:80".to_owned()));
-        route.set_speech(speech);
+        route.set_app_protocol(protocol);
         let listener = StdListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
@@ -40,7 +44,10 @@ impl Proxy {
     fn set(&self, backends: &[&Server]) -> Vec<Arc<Backend>> {
         let backends: Vec<_> = backends
             .iter()
-            .map(|server| Backend::new(server.address, true, Arc::clone(&server.pod), Arc::default()))
+            .map(|server| {
+                let pod = Arc::clone(&server.pod);
+                Backend::new(server.address, true, Allowance::default(), pod, Arc::default())
+            })
             .collect();
         self.route.balancer.set(backends.clone());
         backends
@@ -126,14 +133,14 @@ impl Server {
 
 #[tokio::test]
 async fn requests_share_backend_connections_and_carry_the_client_s_address() {
-    let proxy = Proxy::start(Speech::Http);
+    let proxy = Proxy::start(AppProtocol::Http);
     let server = Server::http("a").await;
     proxy.set(&[&server]);
     let mut stream = proxy.dial().await;
     for path in ["/one", "/two", "/three"] {
         let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
         stream.write_all(request.as_bytes()).await.unwrap();
-        let text = read_until(&mut stream, "127.0.0.1\r\n\r\n").await;
+        let text = read_until(&mut stream, "X-Forwarded-Proto: http\r\n\r\n").await;
         assert!(text.contains(&format!("a got: GET {path} HTTP/1.1")) && text.contains("X-Forwarded-For"));
     }
     let other = proxy.say("GET /last HTTP/1.1\nHost: x\nConnection: close\n\n").await;
@@ -143,7 +150,7 @@ async fn requests_share_backend_connections_and_carry_the_client_s_address() {
 
 #[tokio::test]
 async fn pipelined_requests_are_answered_in_order() {
-    let proxy = Proxy::start(Speech::Http);
+    let proxy = Proxy::start(AppProtocol::Http);
     let server = Server::http("a").await;
     proxy.set(&[&server]);
     let text = proxy
@@ -155,7 +162,7 @@ async fn pipelined_requests_are_answered_in_order() {
 
 #[tokio::test]
 async fn malformed_requests_get_400_and_reach_nobody() {
-    let proxy = Proxy::start(Speech::Http);
+    let proxy = Proxy::start(AppProtocol::Http);
     let server = Server::http("a").await;
     proxy.set(&[&server]);
     for text in [
@@ -171,7 +178,7 @@ async fn malformed_requests_get_400_and_reach_nobody() {
 
 #[tokio::test]
 async fn bodies_stream_both_ways() {
-    let proxy = Proxy::start(Speech::Http);
+    let proxy = Proxy::start(AppProtocol::Http);
     // Answers before it has the body, then echoes each piece as a chunk.
     let server = Server::start(|mut stream| async move {
         let head = read_until(&mut stream, "\r\n\r\n").await;
@@ -196,7 +203,7 @@ async fn bodies_stream_both_ways() {
 #[tokio::test]
 async fn large_bodies_pass_whole() {
     const SIZE: usize = 3_000_000;
-    let proxy = Proxy::start(Speech::Unknown);
+    let proxy = Proxy::start(AppProtocol::Http);
     let server = Server::start(|mut stream| async move {
         let mut got = Vec::new();
         let mut buffer = vec![0; 65536];
@@ -227,7 +234,7 @@ async fn large_bodies_pass_whole() {
 
 #[tokio::test]
 async fn an_upgrade_becomes_a_relay() {
-    let proxy = Proxy::start(Speech::Unknown);
+    let proxy = Proxy::start(AppProtocol::Http);
     let server = Server::start(|mut stream| async move {
         let head = read_until(&mut stream, "\r\n\r\n").await;
         assert!(head.contains("Upgrade: websocket\r\n") && head.contains("Connection: Upgrade\r\n"));
@@ -254,8 +261,8 @@ async fn an_upgrade_becomes_a_relay() {
 }
 
 #[tokio::test]
-async fn whoever_speaks_first_decides() {
-    let proxy = Proxy::start(Speech::Unknown);
+async fn bytes_are_relayed_whoever_speaks_first() {
+    let proxy = Proxy::start(AppProtocol::Opaque);
     let server = Server::start(|mut stream| async move {
         stream.write_all(b"220 welcome\r\n").await.unwrap();
         let line = read_until(&mut stream, "\n").await;
@@ -284,7 +291,7 @@ async fn whoever_speaks_first_decides() {
 
 #[tokio::test]
 async fn a_refused_connection_is_tried_elsewhere() {
-    let proxy = Proxy::start(Speech::Http);
+    let proxy = Proxy::start(AppProtocol::Http);
     let server = Server::http("b").await;
     let nobody = {
         let listener = StdListener::bind("127.0.0.1:0").unwrap();
@@ -302,7 +309,7 @@ async fn a_refused_connection_is_tried_elsewhere() {
 
 #[tokio::test]
 async fn an_idle_connection_that_died_is_replaced() {
-    let proxy = Proxy::start(Speech::Http);
+    let proxy = Proxy::start(AppProtocol::Http);
     // Says that it keeps the connection, and closes it.
     let server = Server::start(|mut stream| async move {
         read_until(&mut stream, "\r\n\r\n").await;
@@ -319,7 +326,7 @@ async fn an_idle_connection_that_died_is_replaced() {
 
 #[tokio::test]
 async fn a_backend_that_breaks_off_is_not_asked_twice() {
-    let proxy = Proxy::start(Speech::Http);
+    let proxy = Proxy::start(AppProtocol::Http);
     let server = Server::start(|mut stream| async move {
         read_until(&mut stream, "\r\n\r\n").await;
     })
@@ -332,7 +339,7 @@ async fn a_backend_that_breaks_off_is_not_asked_twice() {
 
 #[tokio::test]
 async fn a_buried_pod_gets_nothing_new_and_finishes_what_it_has() {
-    let proxy = Proxy::start(Speech::Unknown);
+    let proxy = Proxy::start(AppProtocol::Http);
     let (started, begun) = tokio::sync::mpsc::channel::<()>(1);
     let mut begun = begun;
     let (go, _) = tokio::sync::broadcast::channel::<()>(1);
@@ -381,7 +388,7 @@ async fn a_buried_pod_gets_nothing_new_and_finishes_what_it_has() {
 
 #[tokio::test]
 async fn silent_connections_move_when_their_pod_leaves() {
-    let proxy = Proxy::start(Speech::Unknown);
+    let proxy = Proxy::start(AppProtocol::Opaque);
     let (close, _) = tokio::sync::broadcast::channel::<()>(1);
     let gate = close.clone();
     // Ends its connections when told, as a program does that exits at SIGTERM.
@@ -407,23 +414,177 @@ async fn silent_connections_move_when_their_pod_leaves() {
     tokio::time::timeout(WITHIN, old.pod.emptied()).await.unwrap();
     close.send(()).unwrap();
     stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
-    assert!(read_to_end(&mut stream).await.contains("new got: GET /"));
+    read_until(&mut stream, "new got: GET /").await;
 }
 
 #[tokio::test]
 async fn a_process_that_hands_over_says_close_and_becomes_idle() {
-    let proxy = Proxy::start(Speech::Http);
+    let proxy = Proxy::start(AppProtocol::Http);
     let server = Server::http("a").await;
     proxy.set(&[&server]);
     let mut stream = proxy.dial().await;
     stream.write_all(b"GET /1 HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
-    read_until(&mut stream, "127.0.0.1\r\n\r\n").await;
+    read_until(&mut stream, "X-Forwarded-Proto: http\r\n\r\n").await;
     proxy.stop.cancel();
     proxy.workers.shared.draining.cancel();
     stream.write_all(b"GET /2 HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
     assert!(read_to_end(&mut stream).await.contains("Connection: close"));
     drop(stream);
     tokio::time::timeout(WITHIN, proxy.workers.shared.idle()).await.unwrap();
+}
+
+#[tokio::test]
+async fn on_a_port_for_http_nothing_passes_the_parser_by() {
+    let proxy = Proxy::start(AppProtocol::Http);
+    let server = Server::http("a").await;
+    proxy.set(&[&server]);
+    // What used to choose the relay: a slow first byte, a method that nobody knows, another protocol.
+    let mut slow = proxy.dial().await;
+    let forged = "BREW /pot HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: 203.0.113.9\r\nX-Forwarded-Proto: https\r\n\
+                  Forwarded: for=203.0.113.9\r\nX_Forwarded_For: 203.0.113.9\r\nX-Real-IP: 203.0.113.9\r\n\
+                  Connection: close\r\n\r\n";
+    for byte in forged.as_bytes() {
+        slow.write_all(&[*byte]).await.unwrap();
+        if *byte == b'\n' {
+            tokio::time::sleep(Duration::from_millis(60)).await;
+        }
+    }
+    let text = read_to_end(&mut slow).await;
+    let seen = text.split_once("a got: ").unwrap().1;
+    assert!(seen.starts_with("BREW /pot HTTP/1.1\r\n"), "{seen}");
+    assert!(
+        seen.contains("X-Forwarded-For: 203.0.113.9, 127.0.0.1\r\nX-Forwarded-Proto: http\r\n"),
+        "{seen}"
+    );
+    assert_eq!(seen.matches("203.0.113.9").count(), 1, "{seen}");
+    // No line end is waited for.
+    for bytes in [
+        &b"\x16\x03\x01\x02"[..],
+        b"SSH-2.0-x\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"GET(",
+        &[b'A'; 99],
+    ] {
+        let mut stream = proxy.dial().await;
+        stream.write_all(bytes).await.unwrap();
+        let answer = read_to_end(&mut stream).await;
+        assert!(answer.starts_with("HTTP/1.1 400 ") || answer.starts_with("HTTP/1.1 505 "), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_proxy_of_the_user_s_own_may_say_who_its_client_is() {
+    let proxy = Proxy::start(AppProtocol::Http);
+    let server = Server::http("a").await;
+    proxy.set(&[&server]);
+    proxy.route.set_trusts_forwarded(true);
+    let text = proxy
+        .say("GET / HTTP/1.1\nHost: x\nX-Forwarded-Proto: https\nForwarded: for=b\nConnection: close\n\n")
+        .await;
+    assert!(text.contains("Forwarded: for=b\r\n") && text.contains("X-Forwarded-Proto: https\r\n"), "{text}");
+    assert_eq!(text.matches("X-Forwarded-Proto").count(), 1, "{text}");
+}
+
+/// A backend that says more than it was asked, as one does that answers HEAD with a body.
+#[tokio::test]
+async fn bytes_after_an_answer_reach_nobody() {
+    let proxy = Proxy::start(AppProtocol::Http);
+    let server = Server::start(|mut stream| async move {
+        let mut number = 0;
+        loop {
+            let head = read_until_end(&mut stream, "\r\n\r\n").await;
+            let Some(head) = head else { return };
+            number += 1;
+            let path = head.split(' ').nth(1).unwrap_or_default().to_owned();
+            let stray =
+                if path == "/stray" { "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison" } else { "" };
+            let body = format!("{path} {number}");
+            let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+            if stream.write_all(answer.as_bytes()).await.is_err() {
+                return;
+            }
+            // In a segment of its own: it may come when the connection is idle already.
+            tokio::time::sleep(Duration::from_millis(2)).await;
+            if stream.write_all(stray.as_bytes()).await.is_err() {
+                return;
+            }
+        }
+    })
+    .await;
+    let backends = proxy.set(&[&server]);
+    let mut stream = proxy.dial().await;
+    let mut ask = async |path: &str, end: &str| {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        read_until(&mut stream, end).await
+    };
+    assert!(ask("/one", "/one 1").await.contains("/one 1"));
+    assert!(ask("/stray", "/stray 2").await.contains("/stray 2"), "a connection is used again");
+    // By now it stands there; no reactor of the proxy has to have seen it.
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    for path in ["/after", "/again", "/later"] {
+        let answer = ask(path, &format!("{path} 1")).await;
+        assert!(!answer.contains("poison"), "{answer}");
+        assert!(backends[0].is_distrusted());
+    }
+    assert_eq!(server.accepted.load(Ordering::SeqCst), 4, "each request has a connection of its own now");
+}
+
+async fn read_until_end(stream: &mut TcpStream, end: &str) -> Option<String> {
+    let mut text = Vec::new();
+    while !text.ends_with(end.as_bytes()) {
+        if stream.read_buf(&mut text).await.unwrap_or(0) == 0 {
+            return None;
+        }
+    }
+    String::from_utf8(text).ok()
+}
+
+#[tokio::test]
+async fn silence_is_bounded_and_a_flood_of_it_closes_its_own() {
+    let limits = Limits {
+        connections_max: 32,
+        first_byte_timeout: Duration::from_millis(1500),
+        patience: Duration::from_millis(500),
+        ..Limits::default()
+    };
+    for protocol in [AppProtocol::Http, AppProtocol::Opaque] {
+        let proxy = Proxy::with(protocol, limits.clone());
+        let server = Server::http("a").await;
+        proxy.set(&[&server]);
+        let other = Arc::new(Route::new("default/other:80".to_owned()));
+        other.set_app_protocol(AppProtocol::Http);
+        let pod = Arc::clone(&server.pod);
+        let backend = Backend::new(server.address, true, Allowance::default(), pod, Arc::default());
+        other.balancer.set(vec![backend]);
+        let listener = StdListener::bind("127.0.0.1:0").unwrap();
+        let other_address = listener.local_addr().unwrap();
+        proxy.workers.accept(listener, Target::Route(other), CancellationToken::new());
+
+        let mut silent = Vec::new();
+        for _ in 0..100 {
+            // One that is refused may be so before it knows that it was connected.
+            silent.extend(TcpStream::connect(proxy.address).await);
+        }
+        // One user has them all: another route is served nevertheless, and so is this one once they are idle.
+        let mut stream = TcpStream::connect(other_address).await.unwrap();
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
+        assert!(read_to_end(&mut stream).await.starts_with("HTTP/1.1 200"));
+        // Refused or too long silent, in the end each is closed.
+        for mut stream in silent {
+            let ended = tokio::time::timeout(WITHIN, stream.read(&mut [0])).await.expect("it is closed");
+            assert!(!matches!(ended, Ok(count) if count > 0));
+        }
+        let mut stream = proxy.dial().await;
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+        assert!(read_until(&mut stream, "a got: GET / ").await.starts_with("HTTP/1.1 200"));
+    }
+    let text = lifecycle::metrics::encode();
+    for reason in ["first_byte", "peer_share"] {
+        let line =
+            format!("gantry_connections_closed_total{{listener=\"proxy_connections\",reason=\"{reason}\"}}");
+        assert!(text.contains(&line), "{line} in:\n{text}");
+    }
 }
 
 /// Not a test: a proxy to point a load generator at. `PROXY_LISTEN=127.0.0.1:8000 PROXY_BACKENDS=host:port,…`,
@@ -434,11 +595,13 @@ fn serve_for_measurements() {
     let backends = std::env::var("PROXY_BACKENDS").expect("PROXY_BACKENDS is set");
     let listen = std::env::var("PROXY_LISTEN").expect("PROXY_LISTEN is set");
     let count = std::env::var("PROXY_WORKERS").map_or(2, |count| count.parse().expect("a number"));
-    let workers = Workers::start(Shared::new(None, Limits::default()), count).unwrap();
+    let workers =
+        Workers::start(Shared::new(None, Limits::default(), Allowance::default()).unwrap(), count).unwrap();
     let route = Arc::new(Route::new("default/measured:80".to_owned()));
     let backends = backends.split(',').map(|address| {
         let metrics = metrics::Backend::new(vec![("backend", address.to_owned())]);
-        Backend::new(address.parse().expect("an address"), true, Arc::default(), metrics)
+        let address = address.parse().expect("an address");
+        Backend::new(address, true, Allowance::default(), Arc::default(), metrics)
     });
     route.balancer.set(backends.collect());
     let listener = StdListener::bind(listen).unwrap();

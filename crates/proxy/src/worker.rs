@@ -1,36 +1,37 @@
 //! The threads that carry traffic: each has its own reactor and its own idle connections, and lives in the router
 //! namespace, so that a connection to a Pod is one system call away.
 
-use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use lifecycle::CancellationToken;
-use lifecycle::bound::Bound;
+use lifecycle::connections::{self, Slot, Table};
 use network::{Network, Place};
 use rustix::net::SocketFlags;
 use socket2::{Domain, Type};
 use tokio::io::unix::AsyncFd;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::runtime::Handle;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::backend::{Backend, Flight};
-use crate::route::{Route, Speech};
-use crate::{Limits, egress, http1, metrics, relay, sniff};
+use crate::destination::{Allowance, Guard};
+use crate::pool::{IDLE_MAX, Pool};
+use crate::route::{AppProtocol, Route};
+use crate::source::{Source, Sources};
+use crate::{Limits, egress, http1, metrics, relay};
 
-/// Idle connections to backends: how long they are kept, and how many for each backend and thread.
-const IDLE_MAX: Duration = Duration::from_secs(4);
-const IDLE_FOR_ONCE_MAX: Duration = Duration::from_secs(1);
-const IDLE_COUNT_MAX: usize = 256;
 /// How many backends a request or connection tries before it starts over.
 const TRIES_MAX: usize = 4;
 const START_OVER_FIRST: Duration = Duration::from_millis(10);
+
+/// A connection's place among all: whose it is, and for which route.
+pub(crate) type Held = Slot<Source, u64>;
 
 /// What all threads share.
 #[derive(Debug)]
@@ -40,44 +41,73 @@ pub(crate) struct Shared {
     pub(crate) limits: Limits,
     /// Cancelled when this process hands over: connections end after what they carry.
     pub(crate) draining: CancellationToken,
-    connections: Arc<Semaphore>,
-    bound: Arc<Bound>,
+    /// What may be dialled outside; `None` in tests: everything.
+    guard: Option<Guard>,
+    /// By source and route: a client can keep each of its connections at work for as long as it likes.
+    connections: Table<Source, u64>,
+    /// Clients of UDP Services.
+    pub(crate) sessions: Table<Source, u64>,
+    sources: Sources,
+    carried: AtomicUsize,
+    emptied: Notify,
 }
 
 impl Shared {
-    pub(crate) fn new(network: Option<Network>, limits: Limits) -> Arc<Self> {
-        Arc::new(Self {
+    /// `allowance`: what everybody may reach outside.
+    pub(crate) fn new(
+        network: Option<Network>,
+        limits: Limits,
+        allowance: Allowance,
+    ) -> io::Result<Arc<Self>> {
+        let guard = network.as_ref().map(|network| Guard::new(network, allowance)).transpose()?;
+        let sources = Sources::new(network.as_ref())?;
+        Ok(Arc::new(Self {
+            guard,
+            sources,
             network,
             draining: CancellationToken::new(),
-            connections: Arc::new(Semaphore::new(limits.connections_max)),
-            bound: Bound::new("proxy_connections", limits.connections_max as u64),
+            connections: Table::displacing_busy("proxy_connections", shares(limits.connections_max)),
+            sessions: Table::new("proxy_udp_sessions", shares(limits.connections_max)),
+            carried: AtomicUsize::new(0),
+            emptied: Notify::new(),
             limits,
-        })
-    }
-
-    /// Takes a place for a connection; waits while all are taken, and what comes after it waits in the backlog.
-    async fn place(&self) -> Option<OwnedSemaphorePermit> {
-        if self.connections.available_permits() == 0 {
-            self.bound.refuse();
-        }
-        let permit = Arc::clone(&self.connections).acquire_owned().await.ok()?;
-        let used = self.limits.connections_max - self.connections.available_permits();
-        self.bound.set(used as u64);
-        Some(permit)
+        }))
     }
 
     /// Waits until every connection has ended. Only once nothing accepts any more.
     pub(crate) async fn idle(&self) {
-        let all = u32::try_from(self.limits.connections_max).unwrap_or(u32::MAX);
-        // An error means that the semaphore is closed, and nobody closes it.
-        let _ = self.connections.acquire_many(all).await;
+        loop {
+            let emptied = self.emptied.notified();
+            let mut emptied = std::pin::pin!(emptied);
+            emptied.as_mut().enable();
+            if self.carried.load(Ordering::SeqCst) == 0 {
+                return;
+            }
+            emptied.await;
+        }
     }
 
-    /// Connects to `address`, from this thread's namespace or from the host's.
-    pub(crate) async fn dial(&self, address: SocketAddr, from_here: bool) -> io::Result<TcpStream> {
+    /// Whether the guard lets somebody with the allowance reach the address from the host's namespace.
+    pub(crate) fn check(&self, address: SocketAddr, allowance: &Allowance) -> io::Result<()> {
+        match &self.guard {
+            Some(guard) => guard.check(address.ip(), allowance).map_err(|refusal| refusal.refuse()),
+            None => Ok(()),
+        }
+    }
+
+    /// Connects to `address`, from this thread's namespace or, as far as the allowance goes, from the host's.
+    pub(crate) async fn dial(
+        &self,
+        address: SocketAddr,
+        from_here: bool,
+        allowance: &Allowance,
+    ) -> io::Result<TcpStream> {
         let domain = Domain::for_address(address);
         let socket = match &self.network {
-            Some(network) if !from_here => network.socket(&Place::Host, domain, Type::STREAM)?,
+            Some(network) if !from_here => {
+                self.check(address, allowance)?;
+                network.socket(&Place::Host, domain, Type::STREAM)?
+            }
             _ => socket2::Socket::new(domain, Type::STREAM, None)?,
         };
         socket.set_nonblocking(true)?;
@@ -90,13 +120,18 @@ impl Shared {
     }
 }
 
+/// Of so many places a source may hold three quarters, and half for one route: what is left is there without a word.
+pub(crate) fn shares(total: usize) -> connections::Limits {
+    connections::Limits { total, group: (total - total / 4).max(1), peer: (total / 2).max(1) }
+}
+
 /// One thread.
 #[derive(Debug)]
 pub(crate) struct Worker {
     pub(crate) shared: Arc<Shared>,
     handle: Handle,
     carried: AtomicUsize,
-    idle: Mutex<HashMap<u64, Vec<(Instant, TcpStream)>>>,
+    pub(crate) pool: Pool,
 }
 
 /// A connection to a backend that is in use.
@@ -111,57 +146,13 @@ impl Worker {
     /// An idle connection, or a new one. `once`: what is to be sent cannot be sent twice, so an idle connection
     /// must be young.
     pub(crate) async fn connect(&self, backend: &Backend, once: bool, fresh: bool) -> io::Result<Upstream> {
-        let age_max = if once { IDLE_FOR_ONCE_MAX } else { IDLE_MAX };
-        if !fresh && let Some(stream) = self.take_idle(backend.id, age_max) {
+        if !fresh && let Some(stream) = self.pool.take(backend, once) {
             return Ok(Upstream { stream, reused: true });
         }
-        let stream = self.shared.dial(backend.address, backend.inside).await?;
+        let stream = self.shared.dial(backend.address, backend.inside, &backend.allowance).await?;
         backend.connected();
         backend.metrics.connected();
         Ok(Upstream { stream, reused: false })
-    }
-
-    fn take_idle(&self, id: u64, age_max: Duration) -> Option<TcpStream> {
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        let connections = idle.get_mut(&id)?;
-        while let Some((since, stream)) = connections.pop() {
-            // The youngest comes first: when it is too old, so are the others.
-            if since.elapsed() > age_max {
-                return None;
-            }
-            // Only looks at what the reactor knows already: an idle backend says nothing but goodbye.
-            let mut byte = [0];
-            if matches!(stream.try_read(&mut byte), Err(error) if error.kind() == io::ErrorKind::WouldBlock) {
-                return Some(stream);
-            }
-        }
-        None
-    }
-
-    /// Keeps a connection for the next request, unless its Pod leaves.
-    pub(crate) fn keep_idle(&self, backend: &Backend, stream: TcpStream) {
-        if backend.pod.is_buried() {
-            return;
-        }
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        let connections = idle.entry(backend.id).or_default();
-        if connections.len() < IDLE_COUNT_MAX {
-            connections.push((Instant::now(), stream));
-        }
-    }
-
-    fn sweep(&self) {
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        for connections in idle.values_mut() {
-            connections.retain(|(since, _)| since.elapsed() <= IDLE_MAX);
-        }
-        idle.retain(|_, connections| !connections.is_empty());
-    }
-
-    /// Closes idle connections to those backends.
-    fn forget(&self, backends: &[u64]) {
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        idle.retain(|id, _| !backends.contains(id));
     }
 
     /// A backend of the route and a connection to it. Refusals are tried elsewhere, then again, for as long as
@@ -208,17 +199,16 @@ impl Worker {
         }
     }
 
-    async fn serve(self: Arc<Self>, descriptor: OwnedFd, peer: IpAddr, target: Target) {
+    async fn serve(self: Arc<Self>, descriptor: OwnedFd, peer: IpAddr, target: Target, held: &Held) {
         let stream = std::net::TcpStream::from(descriptor);
         // Both ends are ours to pace: small writes must not wait for one another.
         let _ = stream.set_nodelay(true);
         let Ok(client) = TcpStream::from_std(stream) else { return };
         match target {
-            Target::Egress(egress) => egress::serve(&self, client, &egress).await,
-            Target::Route(route) => match route.speech() {
-                Speech::Http => http1::exchange::serve(&self, &route, client, peer, Default::default()).await,
-                Speech::Opaque => relay::serve(&self, &route, client).await,
-                Speech::Unknown => sniff::serve(&self, &route, client, peer).await,
+            Target::Egress(egress) => egress::serve(&self, client, peer, &egress, held).await,
+            Target::Route(route) => match route.app_protocol() {
+                AppProtocol::Http => http1::exchange::serve(&self, &route, client, peer, held).await,
+                AppProtocol::Opaque => relay::serve(&self, &route, client, held).await,
             },
         }
     }
@@ -229,6 +219,15 @@ impl Worker {
 pub(crate) enum Target {
     Route(Arc<Route>),
     Egress(Arc<egress::Egress>),
+}
+
+impl Target {
+    fn route(&self) -> u64 {
+        match self {
+            Self::Route(route) => route.id,
+            Self::Egress(_) => 0,
+        }
+    }
 }
 
 /// All threads. They end when this is dropped.
@@ -244,8 +243,9 @@ impl Workers {
     /// Starts `count` threads.
     pub(crate) fn start(shared: Arc<Shared>, count: usize) -> io::Result<Self> {
         let stop = CancellationToken::new();
-        let all =
-            (0..count.max(1)).map(|index| start(&shared, index, &stop)).collect::<io::Result<Vec<_>>>()?;
+        let all = (0..count.max(1))
+            .map(|index| start(&shared, index, count.max(1), &stop))
+            .collect::<io::Result<Vec<_>>>()?;
         Ok(Self { shared, all: all.into(), next: AtomicUsize::new(0), stop })
     }
 
@@ -261,7 +261,7 @@ impl Workers {
 
     /// Closes idle connections to backends that are gone or leaving.
     pub(crate) fn forget(&self, backends: &[u64]) {
-        self.all.iter().for_each(|worker| worker.forget(backends));
+        self.all.iter().for_each(|worker| worker.pool.forget(backends));
     }
 }
 
@@ -271,7 +271,12 @@ impl Drop for Workers {
     }
 }
 
-fn start(shared: &Arc<Shared>, index: usize, stop: &CancellationToken) -> io::Result<Arc<Worker>> {
+fn start(
+    shared: &Arc<Shared>,
+    index: usize,
+    count: usize,
+    stop: &CancellationToken,
+) -> io::Result<Arc<Worker>> {
     let (started, result) = std::sync::mpsc::channel();
     let (shared, stop) = (Arc::clone(shared), stop.clone());
     std::thread::Builder::new().name(format!("proxy-{index}")).spawn(move || {
@@ -285,12 +290,10 @@ fn start(shared: &Arc<Shared>, index: usize, stop: &CancellationToken) -> io::Re
             Ok(runtime) => runtime,
             Err(error) => return drop(started.send(Err(error))),
         };
-        let worker = Arc::new(Worker {
-            shared,
-            handle: runtime.handle().clone(),
-            carried: AtomicUsize::new(0),
-            idle: Mutex::new(HashMap::new()),
-        });
+        // As many descriptors are kept for idle connections as there may be clients.
+        let pool = Pool::new(shared.limits.connections_max.div_ceil(count));
+        let handle = runtime.handle().clone();
+        let worker = Arc::new(Worker { shared, handle, carried: AtomicUsize::new(0), pool });
         if started.send(Ok(Arc::clone(&worker))).is_err() {
             return;
         }
@@ -298,18 +301,23 @@ fn start(shared: &Arc<Shared>, index: usize, stop: &CancellationToken) -> io::Re
             let mut tick = tokio::time::interval(IDLE_MAX / 2);
             loop {
                 tick.tick().await;
-                worker.sweep();
+                worker.pool.sweep();
             }
         }));
         // Idle connections belong to the reactor: they go first.
-        worker.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        worker.pool.clear();
     })?;
     result.recv().unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()))
 }
 
 async fn accept(listener: TcpListener, target: Target, shared: &Shared, all: &[Arc<Worker>], own: usize) {
-    let listener = match listener.set_nonblocking(true).and_then(|()| crate::io::watched(listener)) {
-        Ok(listener) => listener,
+    let watch = || {
+        let local = listener.local_addr()?;
+        listener.set_nonblocking(true)?;
+        Ok::<_, io::Error>((local, crate::io::watched(listener)?))
+    };
+    let (local, listener) = match watch() {
+        Ok(watched) => watched,
         Err(error) => return tracing::error!(%error, "watch a listener"),
     };
     loop {
@@ -324,7 +332,15 @@ async fn accept(listener: TcpListener, target: Target, shared: &Shared, all: &[A
                 continue;
             }
         };
-        let Some(permit) = shared.place().await else { return };
+        let source = shared.sources.of(peer, local);
+        let held = match shared.connections.admit(source, target.route()) {
+            Ok(held) => held,
+            Err(reason) => {
+                tracing::debug!(?source, %peer, reason = reason.name(), "no place for a connection");
+                crate::io::refuse(descriptor);
+                continue;
+            }
+        };
         let carried = |worker: &Worker| worker.carried.load(Ordering::Relaxed);
         let mut index = own;
         for (other, worker) in all.iter().enumerate() {
@@ -335,40 +351,44 @@ async fn accept(listener: TcpListener, target: Target, shared: &Shared, all: &[A
         let worker = Arc::clone(&all[index]);
         worker.carried.fetch_add(1, Ordering::Relaxed);
         let handle = worker.handle.clone();
-        let carried = Carried { worker: Arc::clone(&worker), _permit: permit };
+        shared.carried.fetch_add(1, Ordering::SeqCst);
+        let carried = Carried { worker: Arc::clone(&worker) };
         let target = target.clone();
         // The thread owns the task, as above.
         handle.spawn(async move {
             let _carried = carried;
-            worker.serve(descriptor, peer, target).await;
+            tokio::select! {
+                biased;
+                () = held.displaced() => {}
+                () = worker.serve(descriptor, peer.ip(), target, &held) => {}
+            }
         });
     }
 }
 
-/// A connection that the thread carries, and its place among all.
+/// A connection that the thread carries.
 struct Carried {
     worker: Arc<Worker>,
-    _permit: OwnedSemaphorePermit,
 }
 
 impl Drop for Carried {
     fn drop(&mut self) {
         self.worker.carried.fetch_sub(1, Ordering::Relaxed);
         let shared = &self.worker.shared;
-        let used = shared.limits.connections_max - shared.connections.available_permits();
-        shared.bound.set(used.saturating_sub(1) as u64);
+        if shared.carried.fetch_sub(1, Ordering::SeqCst) == 1 {
+            shared.emptied.notify_waiters();
+        }
     }
 }
 
-async fn accept_one(listener: &AsyncFd<TcpListener>) -> io::Result<(OwnedFd, IpAddr)> {
+async fn accept_one(listener: &AsyncFd<TcpListener>) -> io::Result<(OwnedFd, SocketAddr)> {
     loop {
         let mut ready = listener.readable().await?;
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         match rustix::net::acceptfrom_with(listener.get_ref(), flags) {
             Ok((descriptor, peer)) => {
                 let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
-                let peer = peer.map_or(IpAddr::from([0, 0, 0, 0]), |peer| peer.ip().to_canonical());
-                return Ok((descriptor, peer));
+                return Ok((descriptor, peer.unwrap_or(SocketAddr::from(([0, 0, 0, 0], 0)))));
             }
             Err(rustix::io::Errno::AGAIN) => ready.clear_ready(),
             // The client left while it waited.

@@ -53,9 +53,22 @@ fn run(dir: &Path) -> Result<()> {
             instance: state.instance,
             link,
             limits: ::proxy::Limits::default(),
+            allowance: allowance(),
         };
         ::proxy::run(config, Scope::new("proxy")).await.context("run the proxy")
     })
+}
+
+/// What every Pod may reach beside the world.
+const ALLOW_EGRESS: &str = "GANTRY_ALLOW_EGRESS";
+
+fn allowance() -> ::proxy::Allowance {
+    let text = std::env::var(ALLOW_EGRESS).unwrap_or_default();
+    let (allowance, unread) = ::proxy::Allowance::parse(&text);
+    if !unread.is_empty() {
+        tracing::warn!(?unread, "{ALLOW_EGRESS} names what is neither `host` nor an IPv4 range");
+    }
+    allowance
 }
 
 /// First wait before a proxy that died before it took connections is started again; doubled by each further one.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use hickory_proto::op::{Message, MessageType, ResponseCode};
 use lifecycle::Scope;
-use lifecycle::bound::{Bound, Permit};
+use lifecycle::connections::{Limits, Reason, Slot, Table};
 use network::Network;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
@@ -18,10 +18,11 @@ use super::forward::{Forwarder, Transport};
 use super::zone;
 use crate::metrics;
 use crate::model::Model;
+use crate::source::Source;
 
-/// Questions that wait for the host's servers, and connections of clients.
-const IN_FLIGHT_MAX: u64 = 512;
-const CONNECTIONS_MAX: u64 = 256;
+/// Questions that wait for the host's servers, and connections of clients: a quarter of them for one client.
+const IN_FLIGHT: Limits = Limits { total: 512, group: 128, peer: 128 };
+const CONNECTIONS: Limits = Limits { total: 256, group: 64, peer: 64 };
 const IDLE_MAX: Duration = Duration::from_secs(10);
 /// What a client without EDNS takes over UDP (RFC 1035, 4.2.1), and what we send at most (RFC 9715).
 const PLAIN_BYTES_MAX: usize = 512;
@@ -32,8 +33,8 @@ const UDP_BYTES_MAX: u16 = 1232;
 pub(crate) struct Server {
     model: Arc<RwLock<Model>>,
     forwarder: Forwarder,
-    in_flight: Arc<Bound>,
-    connections: Arc<Bound>,
+    in_flight: Table<Source, ()>,
+    connections: Table<Source, ()>,
     scope: Scope,
 }
 
@@ -47,8 +48,8 @@ impl Server {
         Arc::new(Self {
             model,
             forwarder: Forwarder { network, resolv_conf },
-            in_flight: Bound::new("proxy_dns_forwarded_questions", IN_FLIGHT_MAX),
-            connections: Bound::new("proxy_dns_tcp_connections", CONNECTIONS_MAX),
+            in_flight: Table::displacing_busy("proxy_dns_forwarded_questions", IN_FLIGHT),
+            connections: Table::displacing_busy("proxy_dns_tcp_connections", CONNECTIONS),
             scope,
         })
     }
@@ -120,7 +121,7 @@ pub(crate) async fn serve_udp(server: Arc<Server>, socket: OwnedFd) -> io::Resul
             None => {}
             Some(Ok(answer)) => answer_udp(&socket, &answer, client).await,
             Some(Err(request)) => {
-                let Some(permit) = server.in_flight.acquire(1) else {
+                let Ok(held) = server.in_flight.admit(source(client), ()) else {
                     metrics::count(&metrics::OWN.dns_failed);
                     if let Some(answer) = failure(&request) {
                         answer_udp(&socket, &answer, client).await;
@@ -128,10 +129,14 @@ pub(crate) async fn serve_udp(server: Arc<Server>, socket: OwnedFd) -> io::Resul
                     continue;
                 };
                 let question = buffer[..count].to_vec();
+                held.busy();
                 let (server, socket) = (Arc::clone(&server), Arc::clone(&socket));
                 server.scope.clone().spawn("dns-forward", async move {
-                    let _permit = permit;
-                    if let Some(answer) = server.forward(&question, &request, Transport::Udp).await {
+                    let answer = tokio::select! {
+                        answer = server.forward(&question, &request, Transport::Udp) => answer,
+                        () = held.displaced() => failure(&request),
+                    };
+                    if let Some(answer) = answer {
                         answer_udp(&socket, &answer, client).await;
                     }
                 });
@@ -152,28 +157,41 @@ pub(crate) async fn serve_tcp(server: Arc<Server>, listener: OwnedFd) -> io::Res
     listener.set_nonblocking(true)?;
     let listener = TcpListener::from_std(listener)?;
     loop {
-        let Ok((stream, _)) = listener.accept().await else {
+        let Ok((stream, client)) = listener.accept().await else {
             tokio::time::sleep(Duration::from_millis(20)).await;
             continue;
         };
-        let Some(permit) = server.connections.acquire(1) else { continue };
+        let Ok(held) = server.connections.admit(source(client), ()) else { continue };
         let serving = Arc::clone(&server);
         server.scope.spawn("dns-connection", async move {
-            if let Err(error) = converse(&serving, stream, permit).await {
+            let ended = tokio::select! {
+                ended = converse(&serving, stream, &held) => ended,
+                () = held.displaced() => Ok(()),
+            };
+            if let Err(error) = ended {
                 tracing::debug!(%error, "answer questions over TCP");
             }
         });
     }
 }
 
-async fn converse(server: &Server, mut stream: TcpStream, _permit: Permit) -> io::Result<()> {
+/// The Pod that asks.
+fn source(client: SocketAddr) -> Source {
+    Source::Address(client.ip().to_canonical())
+}
+
+async fn converse(server: &Server, mut stream: TcpStream, held: &Slot<Source, ()>) -> io::Result<()> {
     loop {
         let length = match tokio::time::timeout(IDLE_MAX, stream.read_u16()).await {
             Ok(Ok(length)) => length,
             Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
             Ok(Err(error)) => return Err(error),
-            Err(_) => return Ok(()),
+            Err(_) => {
+                held.count_closed(Reason::Idle);
+                return Ok(());
+            }
         };
+        held.busy();
         let mut question = vec![0; usize::from(length)];
         tokio::time::timeout(IDLE_MAX, stream.read_exact(&mut question))
             .await
@@ -186,6 +204,7 @@ async fn converse(server: &Server, mut stream: TcpStream, _permit: Permit) -> io
         let Some(answer) = answer else { return Ok(()) };
         stream.write_u16(answer.len() as u16).await?;
         stream.write_all(&answer).await?;
+        held.idle();
     }
 }
 

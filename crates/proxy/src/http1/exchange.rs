@@ -11,36 +11,42 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
 use lifecycle::CancellationToken;
+use lifecycle::connections::Reason;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::body::{Body, Framing};
-use super::head::{self, Bad, Field, HEAD_BYTES_MAX, Request};
+use super::head::{self, Bad, Client, Field, HEAD_BYTES_MAX, Request};
 use super::upload::{Stopped, upload};
 use crate::backend::Flight;
 use crate::buffer::{BUFFER_BYTES, Buffer};
 use crate::io::{Clock, close_gently, fill, poll_fill, reset, shutdown_write, write_all};
+use crate::metrics;
+use crate::relay::{self, Ends};
 use crate::route::Route;
-use crate::worker::{Upstream, Worker};
-use crate::{metrics, relay};
+use crate::worker::{Held, Upstream, Worker};
 
 const BULK_BYTES: usize = 128 * 1024;
+/// The most interim responses (1xx) to one request.
+const INTERIM_MAX: usize = 64;
 
-/// Serves a client that speaks HTTP/1; `buffer` is what it said so far.
+/// Serves a client of a port on which HTTP/1 is spoken, and nothing else.
 pub(crate) async fn serve(
     worker: &Arc<Worker>,
     route: &Arc<Route>,
     client: TcpStream,
     peer: IpAddr,
-    buffer: Buffer,
+    held: &Held,
 ) {
     let session = Session {
         worker,
         route,
-        clock: Clock::new(worker.shared.limits.keepalive_timeout),
+        held,
+        clock: Clock::new(worker.shared.limits.first_byte_timeout),
         client,
-        peer: peer.to_string(),
-        buffer,
+        peer: peer.to_canonical().to_string(),
+        has_asked: false,
+        buffer: Buffer::default(),
         answer: Buffer::default(),
         out: Vec::new(),
         fields: Vec::new(),
@@ -51,9 +57,12 @@ pub(crate) async fn serve(
 struct Session<'w> {
     worker: &'w Arc<Worker>,
     route: &'w Arc<Route>,
+    held: &'w Held,
     clock: Clock,
     client: TcpStream,
     peer: String,
+    /// Whether there was a request on this connection.
+    has_asked: bool,
     /// From the client.
     buffer: Buffer,
     /// From the backend.
@@ -92,13 +101,15 @@ impl Session<'_> {
                 Head::Refuse(status, reason) => Next::Refuse(status, reason),
             };
             match next {
-                Next::Request => {}
+                Next::Request => self.held.idle(),
                 Next::Close => return close_gently(&self.client, &mut self.buffer).await,
                 Next::Break => return reset(self.client),
                 Next::Refuse(status, reason) => return self.refuse(status, reason).await,
                 Next::Relay(flight, upstream) => {
-                    let Self { worker, client, buffer, answer, .. } = self;
-                    return relay::relayed(worker, flight, client, upstream, buffer, answer).await;
+                    let Self { worker, held, client, buffer: said, answer: greeting, .. } = self;
+                    let ends = Ends { client, upstream, said, greeting };
+                    let idle = worker.shared.limits.idle_timeout;
+                    return relay::relayed(worker, held, flight, ends, idle).await;
                 }
             }
         }
@@ -113,7 +124,11 @@ impl Session<'_> {
         let limits = &self.worker.shared.limits;
         let mut seen = 0;
         let mut idle = self.buffer.is_empty();
-        let patience = if idle { limits.keepalive_timeout } else { limits.head_timeout };
+        let patience = match (idle, self.has_asked) {
+            (true, false) => limits.first_byte_timeout,
+            (true, true) => limits.keepalive_timeout,
+            (false, _) => limits.head_timeout,
+        };
         self.clock.set(Instant::now() + patience);
         loop {
             // Robustness that RFC 9112, 2.2 asks for: an empty line before the request line.
@@ -123,7 +138,7 @@ impl Session<'_> {
             if let Some(length) = head::end(self.buffer.filled(), seen) {
                 return Head::Request(length);
             }
-            if let Some(bad) = head::hopeless(self.buffer.filled()) {
+            if let Some(bad) = head::hopeless_request(self.buffer.filled()) {
                 return malformed(bad);
             }
             seen = self.buffer.filled().len();
@@ -152,8 +167,17 @@ impl Session<'_> {
             match filled {
                 Some(Ok(count)) if count > 0 => {}
                 Some(_) => return Head::End,
-                None if self.buffer.is_empty() => return Head::End,
-                None => return Head::Refuse(408, "the request's head did not arrive in time"),
+                None if self.buffer.is_empty() => {
+                    // Who hands over ends idle connections: that is no time-out.
+                    if !draining.is_cancelled() {
+                        self.held.count_closed(if self.has_asked { Reason::Idle } else { Reason::FirstByte });
+                    }
+                    return Head::End;
+                }
+                None => {
+                    self.held.count_closed(Reason::Head);
+                    return Head::Refuse(408, "the request's head did not arrive in time");
+                }
             }
         }
     }
@@ -168,13 +192,19 @@ impl Session<'_> {
 
     async fn exchange(&mut self, length: usize) -> Next {
         let started = Instant::now();
+        if !self.held.busy() {
+            // It gives way to another: what it carries must not be begun.
+            return Next::Close;
+        }
+        self.has_asked = true;
         let head = &self.buffer.filled()[..length];
         let request = match head::request(head, &mut self.fields) {
             Ok(request) => request,
             Err(bad) => return refusal(bad),
         };
         self.out.clear();
-        head::forward_request(head, &request, &self.fields, &self.peer, &mut self.out);
+        let client = Client { address: &self.peer, trusted: self.route.trusts_forwarded() };
+        head::forward_request(head, &request, &self.fields, client, &mut self.out);
         self.buffer.consume(length);
         let mut body = Body::new(request.framing);
         if request.framing != Framing::Empty {
@@ -239,18 +269,30 @@ impl Session<'_> {
         }
         let clean = self.answer.is_empty();
         self.answer = Buffer::default();
-        if answer.backend_stays && clean {
-            self.worker.keep_idle(&flight.backend, upstream.stream);
+        if answer.backend_stays && !clean {
+            flight.backend.distrust();
+        } else if answer.backend_stays {
+            self.worker.pool.keep(&flight.backend, upstream.stream);
         }
         if answer.client_stays { Next::Request } else { Next::Close }
     }
 
     /// The response to a request that was sent whole. While there is none, the client's leaving is passed on.
     async fn respond(&mut self, upstream: &TcpStream, request: &Request) -> Result<Answer, Failure> {
-        let Self { client, buffer, answer, out: _, fields, clock, worker, .. } = self;
+        let Self { client, buffer, answer, out: _, fields, clock, worker, held, .. } = self;
         let (shared, begun) = (&worker.shared, &AtomicBool::new(false));
-        let mut response =
-            Response { client, upstream, answer, fields, clock, request, shared, begun, out: Vec::new() };
+        let mut response = Response {
+            client,
+            upstream,
+            answer,
+            fields,
+            clock,
+            request,
+            shared,
+            held,
+            begun,
+            out: Vec::new(),
+        };
         response.run(Some(buffer), 0).await
     }
 
@@ -260,13 +302,23 @@ impl Session<'_> {
         request: &Request,
         body: Body,
     ) -> Result<Answer, Failure> {
-        let Self { client, buffer, answer, out: _, fields, clock, worker, .. } = self;
+        let Self { client, buffer, answer, out: _, fields, clock, worker, held, .. } = self;
         let idle = worker.shared.limits.idle_timeout;
         let client: &TcpStream = client;
-        let mut uploading = pin!(upload(client, buffer, upstream, body, idle));
+        let mut uploading = pin!(upload(client, buffer, upstream, body, idle, held));
         let (shared, begun) = (&worker.shared, &AtomicBool::new(false));
-        let mut response =
-            Response { client, upstream, answer, fields, clock, request, shared, begun, out: Vec::new() };
+        let mut response = Response {
+            client,
+            upstream,
+            answer,
+            fields,
+            clock,
+            request,
+            shared,
+            held,
+            begun,
+            out: Vec::new(),
+        };
         let mut responding = pin!(response.run(None, 0));
         let mut uploaded = None;
         let answer = poll_fn(|context| {
@@ -305,7 +357,9 @@ fn refusal(bad: Bad) -> Next {
     metrics::count(&metrics::OWN.malformed);
     let reason = match bad {
         Bad::TwoLengths => "both Content-Length and Transfer-Encoding",
-        Bad::Host => "there must be one Host field",
+        Bad::Host => "there must be one Host field that names a host",
+        Bad::TwoHosts => "the target names another host than the Host field",
+        Bad::Underscore => "a field that frames the message has an underscore in its name",
         Bad::Folded => "a field is folded over two lines",
         Bad::LineEnd => "a line does not end with CRLF",
         Bad::Length => "Content-Length is not one number",
@@ -353,6 +407,7 @@ struct Response<'s> {
     clock: &'s mut Clock,
     request: &'s Request,
     shared: &'s crate::worker::Shared,
+    held: &'s Held,
     /// Whether the client has got a part of a response.
     begun: &'s AtomicBool,
     out: Vec<u8>,
@@ -361,7 +416,7 @@ struct Response<'s> {
 impl Response<'_> {
     /// Passes interim responses and the response. `pipelined` takes what the client sends meanwhile.
     async fn run(&mut self, mut pipelined: Option<&mut Buffer>, mut sent: u64) -> Result<Answer, Failure> {
-        loop {
+        for _ in 0..=INTERIM_MAX {
             let length = self.read_head(&mut pipelined, sent > 0).await?;
             let bytes = self.answer.filled();
             let response = head::response(&bytes[..length], self.request.is_head, self.fields)
@@ -408,6 +463,7 @@ impl Response<'_> {
                 uploaded: 0,
             });
         }
+        Err(if sent > 0 { Failure::Torn } else { Failure::Malformed })
     }
 
     async fn read_head(
@@ -484,6 +540,8 @@ impl Response<'_> {
                 self.answer.grow(BULK_BYTES);
             }
             self.clock.set(Instant::now() + self.shared.limits.idle_timeout);
+            // Chosen to make room, it ends by itself.
+            self.held.busy();
         }
         Ok(sent)
     }

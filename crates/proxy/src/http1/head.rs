@@ -1,5 +1,6 @@
 //! Heads of requests and responses: parsing, framing, and what a proxy changes in them.
 
+use super::authority;
 use super::body::Framing;
 
 /// The longest head that is taken, in bytes.
@@ -19,6 +20,10 @@ pub(crate) enum Bad {
     TooManyFields,
     TooLong,
     Host,
+    /// The target names another host than `Host` does.
+    TwoHosts,
+    /// A name that a server which takes `_` for `-` would read as a field that frames the message.
+    Underscore,
     Length,
     TransferCoding,
     /// Both `Content-Length` and `Transfer-Encoding`.
@@ -46,27 +51,48 @@ enum Known {
     Other,
     Connection,
     ContentLength,
+    /// `Forwarded` (RFC 7239) and its forerunners, but for the two below: what a client says in them is dropped.
+    Forwarded,
     ForwardedFor,
+    ForwardedProto,
     Host,
     /// `Keep-Alive`, `Proxy-Connection` and what else is for one hop only.
     Hop,
     TransferEncoding,
+    Underscore,
     Upgrade,
 }
 
+/// Servers that hand fields on as variables (CGI, WSGI) read `_` as `-`: such a name counts as the one it would become.
 fn known(name: &[u8]) -> Known {
-    let is = |text: &str| name.eq_ignore_ascii_case(text.as_bytes());
+    let same =
+        |(byte, other): (&u8, u8)| byte.eq_ignore_ascii_case(&other) || (*byte == b'_' && other == b'-');
+    let is = |text: &str| name.iter().zip(text.bytes()).all(same);
+    let exact = |known| if name.contains(&b'_') { Known::Underscore } else { known };
     match name.len() {
         2 if is("te") => Known::Hop,
         4 if is("host") => Known::Host,
         7 if is("upgrade") => Known::Upgrade,
+        9 if is("forwarded") || is("x-real-ip") => Known::Forwarded,
         10 if is("connection") => Known::Connection,
         10 if is("keep-alive") => Known::Hop,
-        14 if is("content-length") => Known::ContentLength,
+        14 if is("content-length") => exact(Known::ContentLength),
         14 if is("http2-settings") => Known::Hop,
-        15 if is("x-forwarded-for") => Known::ForwardedFor,
+        14 if is("x-forwarded-by") => Known::Forwarded,
+        15 if is("x-forwarded-for") => match exact(Known::ForwardedFor) {
+            Known::Underscore => Known::Forwarded,
+            for_clients => for_clients,
+        },
         16 if is("proxy-connection") => Known::Hop,
-        17 if is("transfer-encoding") => Known::TransferEncoding,
+        16 if is("x-forwarded-host") || is("x-forwarded-port") => Known::Forwarded,
+        17 if is("transfer-encoding") => exact(Known::TransferEncoding),
+        17 if is("x-forwarded-proto") => match exact(Known::ForwardedProto) {
+            Known::Underscore => Known::Forwarded,
+            of_clients => of_clients,
+        },
+        18 if is("x-forwarded-prefix") || is("x-forwarded-server") || is("x-forwarded-scheme") => {
+            Known::Forwarded
+        }
         _ => Known::Other,
     }
 }
@@ -114,6 +140,8 @@ pub(crate) struct Response {
     /// The backend will send nothing more on this connection.
     pub(crate) close: bool,
     rewrite: bool,
+    /// It has fields about a body that it cannot have.
+    bodiless: bool,
 }
 
 /// Where the head ends, the empty line included. `from` is what an earlier call has seen.
@@ -131,42 +159,15 @@ pub(crate) fn hopeless(bytes: &[u8]) -> Option<Bad> {
     (bytes.len() >= HEAD_BYTES_MAX).then_some(Bad::TooLong)
 }
 
-/// Whether this looks like the start of an HTTP/1 request; `None` while it is too short to tell. Only methods that
-/// are in use count: a line of another protocol must not wait for more.
-pub(crate) fn looks_like_request(bytes: &[u8]) -> Option<bool> {
-    const METHODS: [&[u8]; 16] = [
-        b"GET ",
-        b"POST ",
-        b"HEAD ",
-        b"PUT ",
-        b"DELETE ",
-        b"OPTIONS ",
-        b"PATCH ",
-        b"TRACE ",
-        b"PROPFIND ",
-        b"PROPPATCH ",
-        b"MKCOL ",
-        b"COPY ",
-        b"MOVE ",
-        b"LOCK ",
-        b"UNLOCK ",
-        b"REPORT ",
-    ];
-    let Some(method) = METHODS.iter().find(|method| bytes.starts_with(method)) else {
-        return if METHODS.iter().any(|method| method.starts_with(bytes)) { None } else { Some(false) };
+/// [`hopeless`], for requests: what does not begin like one is refused before it has a line's end.
+pub(crate) fn hopeless_request(bytes: &[u8]) -> Option<Bad> {
+    const METHOD_BYTES_MAX: usize = 64;
+    let method = bytes.iter().take(METHOD_BYTES_MAX).position(|byte| !TOKEN[usize::from(*byte)]);
+    let begins_well = match method {
+        Some(length) => length > 0 && bytes[length] == b' ' || bytes.starts_with(b"\r"),
+        None => bytes.len() < METHOD_BYTES_MAX,
     };
-    let target = &bytes[method.len()..];
-    match target.first() {
-        None => return None,
-        Some(b'/' | b'h' | b'H' | b'*') => {}
-        Some(_) => return Some(false),
-    }
-    let Some(end) = memchr::memchr(b'\n', target) else {
-        // A long target has gone far enough; a short line must show its version.
-        return if target.len() >= 256 { Some(true) } else { None };
-    };
-    let line = target[..end].strip_suffix(b"\r").unwrap_or(&target[..end]);
-    Some(line.ends_with(b" HTTP/1.1") || line.ends_with(b" HTTP/1.0"))
+    if begins_well { hopeless(bytes) } else { Some(Bad::StartLine) }
 }
 
 const fn table(allowed: &[u8], letters: bool) -> [bool; 256] {
@@ -263,6 +264,7 @@ struct Summary {
     upgrade_asked: bool,
     upgrade: bool,
     hosts: usize,
+    host: Option<Field>,
     rewrite: bool,
 }
 
@@ -272,7 +274,11 @@ fn summarize(head: &[u8], fields: &[Field]) -> Result<Summary, Bad> {
         let value = field.value(head);
         match field.known {
             Known::Other => continue,
-            Known::Host => summary.hosts += 1,
+            Known::Host => {
+                summary.hosts += 1;
+                summary.host = Some(*field);
+            }
+            Known::Underscore => return Err(Bad::Underscore),
             Known::ContentLength => {
                 if summary.length.is_some() {
                     return Err(Bad::Length);
@@ -294,7 +300,9 @@ fn summarize(head: &[u8], fields: &[Field]) -> Result<Summary, Bad> {
                 // An upgrade to h2c would carry requests past this parser.
                 summary.upgrade = !value.is_empty() && !contains_h2c(value);
             }
-            Known::Hop | Known::ForwardedFor => summary.rewrite = true,
+            Known::Hop | Known::Forwarded | Known::ForwardedFor | Known::ForwardedProto => {
+                summary.rewrite = true;
+            }
         }
     }
     if summary.chunked && summary.length.is_some() {
@@ -309,8 +317,10 @@ fn contains_h2c(value: &[u8]) -> bool {
 
 fn length(value: &[u8]) -> Option<u64> {
     const DIGITS_MAX: usize = 18;
+    // A zero in front means octal to some.
+    let padded = value.len() > 1 && value[0] == b'0';
     let plain = !value.is_empty() && value.len() <= DIGITS_MAX && value.iter().all(u8::is_ascii_digit);
-    plain.then(|| value.iter().fold(0, |sum, digit| sum * 10 + u64::from(digit - b'0')))
+    (plain && !padded).then(|| value.iter().fold(0, |sum, digit| sum * 10 + u64::from(digit - b'0')))
 }
 
 fn connection(value: &[u8], summary: &mut Summary) -> Result<(), Bad> {
@@ -343,7 +353,9 @@ pub(crate) fn request(head: &[u8], found: &mut Vec<Field>) -> Result<Request, Ba
     let target_end = memchr::memrchr(b' ', line).ok_or(Bad::StartLine)?;
     let (method, version) = (&line[..method_end], &line[target_end + 1..]);
     let target = line.get(method_end + 1..target_end).ok_or(Bad::StartLine)?;
-    if !is_token(method) || target.is_empty() || target.iter().any(|byte| *byte <= b' ' || *byte == 0x7f) {
+    // A fragment is the client's own (RFC 9112, 3.2): `#` is one parser's path and another's end.
+    let plain = |byte: &u8| (b'!'..0x7f).contains(byte) && *byte != b'#';
+    if !is_token(method) || !target.iter().all(plain) {
         return Err(Bad::StartLine);
     }
     let old = match version {
@@ -359,6 +371,13 @@ pub(crate) fn request(head: &[u8], found: &mut Vec<Field>) -> Result<Request, Ba
     let summary = summarize(head, found)?;
     if summary.hosts > 1 || (summary.hosts == 0 && !old) {
         return Err(Bad::Host);
+    }
+    let host = summary.host.map(|field| field.value(head));
+    if host.is_some_and(|host| !authority::is_valid(host)) {
+        return Err(Bad::Host);
+    }
+    if target.first() != Some(&b'/') {
+        no_path(method, target, host)?;
     }
     if summary.chunked && old {
         return Err(Bad::TransferCoding);
@@ -377,6 +396,21 @@ pub(crate) fn request(head: &[u8], found: &mut Vec<Field>) -> Result<Request, Ba
         upgrade: summary.upgrade && summary.upgrade_asked && !old,
         rewrite: summary.rewrite,
     })
+}
+
+/// Checks a target that is no path (RFC 9112, 3.2.2 and 3.2.4): a whole URI of the same host, or `*` for OPTIONS.
+fn no_path(method: &[u8], target: &[u8], host: Option<&[u8]>) -> Result<(), Bad> {
+    if target == b"*" {
+        return if method == b"OPTIONS" { Ok(()) } else { Err(Bad::StartLine) };
+    }
+    let (named, port) = authority::of_uri(target).ok_or(Bad::StartLine)?;
+    if named.is_empty() || !authority::is_valid(named) {
+        return Err(Bad::Host);
+    }
+    match host {
+        Some(host) if !authority::same(named, host, port) => Err(Bad::TwoHosts),
+        _ => Ok(()),
+    }
 }
 
 /// Parses a whole response head; `to_head`: the request was HEAD.
@@ -399,6 +433,8 @@ pub(crate) fn response(head: &[u8], to_head: bool, found: &mut Vec<Field>) -> Re
     fields(head, line.len() + 2, found)?;
     let summary = summarize(head, found)?;
     let empty = to_head || status < 200 || status == 204 || status == 304;
+    // Neither may say how long its body is (RFC 9110, 8.6; RFC 9112, 6.1): some clients would wait for one.
+    let bodiless = (status < 200 || status == 204) && (summary.chunked || summary.length.is_some());
     let framing = match summary.length {
         _ if empty => Framing::Empty,
         _ if summary.chunked && old => return Err(Bad::TransferCoding),
@@ -408,35 +444,51 @@ pub(crate) fn response(head: &[u8], to_head: bool, found: &mut Vec<Field>) -> Re
         None => Framing::UntilClose,
     };
     let close = summary.close || (old && !summary.keep_alive) || framing == Framing::UntilClose;
-    Ok(Response { status, framing, close, rewrite: summary.rewrite })
+    Ok(Response { status, framing, close, rewrite: summary.rewrite || bodiless, bodiless })
 }
 
-/// Writes the head that the backend gets: without what was for this hop, with the client's address.
+/// What the proxy says of the client.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Client<'c> {
+    pub(crate) address: &'c str,
+    /// It is a proxy of the user's own: what it says of its client is passed on.
+    pub(crate) trusted: bool,
+}
+
+/// The scheme that the client used with us.
+const PROTO: &[u8] = b"http";
+
+/// Writes the head that the backend gets: without what was for this hop, with the client's address and scheme.
 pub(crate) fn forward_request(
     head: &[u8],
     request: &Request,
     fields: &[Field],
-    client: &str,
+    client: Client<'_>,
     out: &mut Vec<u8>,
 ) {
     if !request.rewrite {
         out.extend_from_slice(&head[..head.len() - 2]);
         out.extend_from_slice(b"X-Forwarded-For: ");
-        out.extend_from_slice(client.as_bytes());
+        out.extend_from_slice(client.address.as_bytes());
+        out.extend_from_slice(b"\r\nX-Forwarded-Proto: ");
+        out.extend_from_slice(PROTO);
         out.extend_from_slice(b"\r\n\r\n");
         return;
     }
     let line_end = fields.first().map_or(head.len() - 2, |field| field.start as usize);
     out.extend_from_slice(&head[..line_end]);
     let mut forwarded_for = Vec::new();
+    let mut proto = None;
     for field in fields {
         match field.known {
             Known::Connection | Known::Hop => {}
             Known::Upgrade if !request.upgrade => {}
+            Known::Forwarded if !client.trusted => {}
             Known::ForwardedFor => {
                 forwarded_for.extend_from_slice(field.value(head));
                 forwarded_for.extend_from_slice(b", ");
             }
+            Known::ForwardedProto => proto = Some(field.value(head)).filter(|_| client.trusted),
             Known::Other if listed(field.name(head), head, fields) => {}
             _ => line(out, field.name(head), field.value(head)),
         }
@@ -444,8 +496,9 @@ pub(crate) fn forward_request(
     if request.upgrade {
         line(out, b"Connection", b"Upgrade");
     }
-    forwarded_for.extend_from_slice(client.as_bytes());
+    forwarded_for.extend_from_slice(client.address.as_bytes());
     line(out, b"X-Forwarded-For", &forwarded_for);
+    line(out, b"X-Forwarded-Proto", proto.unwrap_or(PROTO));
     out.extend_from_slice(b"\r\n");
 }
 
@@ -468,6 +521,7 @@ pub(crate) fn forward_response(
         match field.known {
             Known::Connection | Known::Hop => {}
             Known::Upgrade if !switching && response.status != 426 => {}
+            Known::ContentLength | Known::TransferEncoding if response.bodiless => {}
             Known::Other if listed(field.name(head), head, fields) => {}
             _ => line(out, field.name(head), field.value(head)),
         }

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use super::body::Body;
 use crate::buffer::{BUFFER_BYTES, Buffer};
 use crate::io::{Clock, fill, write_all};
+use crate::worker::Held;
 
 const BULK_BYTES: usize = 128 * 1024;
 
@@ -29,6 +30,7 @@ pub(crate) async fn upload(
     upstream: &TcpStream,
     mut body: Body,
     idle: std::time::Duration,
+    held: &Held,
 ) -> Result<u64, Stopped> {
     let mut clock = Clock::new(idle);
     let mut total = 0;
@@ -46,6 +48,8 @@ pub(crate) async fn upload(
             buffer.grow(BULK_BYTES);
         }
         clock.set(Instant::now() + idle);
+        // Chosen to make room, it ends by itself.
+        held.busy();
     }
     Ok(total)
 }

@@ -24,6 +24,10 @@ fn good_requests_are_understood() {
         parse("GET / HTTP/1.1\nHost: x\nConnection: keep-alive, Upgrade\nUpgrade: websocket\n\n").unwrap();
     assert!(upgrade.upgrade);
     assert!(parse("GET / HTTP/1.1\nHost: x\nX-Empty:\nX-Utf: grün\n\n").is_ok());
+    assert!(parse("GET http://X.example/p HTTP/1.1\nHost: x.example:80\n\n").is_ok());
+    assert!(parse("GET http://x/ HTTP/1.0\n\n").is_ok());
+    assert!(parse("OPTIONS * HTTP/1.1\nHost: x\n\n").is_ok());
+    assert!(parse("BREW / HTTP/1.1\nHost:\nX_Own: 1\nContent-Length: 0\n\n").is_ok());
 }
 
 #[test]
@@ -68,6 +72,25 @@ fn what_could_be_read_in_two_ways_is_refused() {
         ("GET /\nHost: x\n\n", Bad::StartLine),
         ("G@T / HTTP/1.1\nHost: x\n\n", Bad::StartLine),
         ("CONNECT x:1 HTTP/1.1\nHost: x\n\n", Bad::Method),
+        ("POST / HTTP/1.1\nHost: x\nContent-Length: 003\n\n", Bad::Length),
+        ("POST / HTTP/1.1\nHost: x\nContent-Length: 00\n\n", Bad::Length),
+        ("POST / HTTP/1.1\nHost: x\nContent_Length: 3\n\n", Bad::Underscore),
+        ("POST / HTTP/1.1\nHost: x\nTransfer_Encoding: chunked\n\n", Bad::Underscore),
+        ("POST / HTTP/1.1\nHost: x\nContent-Length: 3\ntransfer_encoding: chunked\n\n", Bad::Underscore),
+        ("GET / HTTP/1.1\nHost: x y\n\n", Bad::Host),
+        ("GET / HTTP/1.1\nHost: x/y\n\n", Bad::Host),
+        ("GET / HTTP/1.1\nHost: u@x\n\n", Bad::Host),
+        ("GET / HTTP/1.1\nHost: x:99999\n\n", Bad::Host),
+        ("GET / HTTP/1.0\nHost: x\\\n\n", Bad::Host),
+        ("GET http://y/ HTTP/1.1\nHost: x\n\n", Bad::TwoHosts),
+        ("GET http://x:81/ HTTP/1.1\nHost: x\n\n", Bad::TwoHosts),
+        ("GET http://u@x/ HTTP/1.1\nHost: x\n\n", Bad::Host),
+        ("GET http:///p HTTP/1.1\nHost: x\n\n", Bad::Host),
+        ("GET ftp://x/ HTTP/1.1\nHost: x\n\n", Bad::StartLine),
+        ("GET p HTTP/1.1\nHost: x\n\n", Bad::StartLine),
+        ("GET * HTTP/1.1\nHost: x\n\n", Bad::StartLine),
+        ("GET /a#b HTTP/1.1\nHost: x\n\n", Bad::StartLine),
+        ("GET /\u{fc} HTTP/1.1\nHost: x\n\n", Bad::StartLine),
     ];
     for (text, bad) in cases {
         assert_eq!(parse(text), Err(*bad), "{text:?}");
@@ -96,7 +119,7 @@ fn forwarded(text: &str) -> String {
     let mut fields = Vec::new();
     let request = request(&head, &mut fields).unwrap();
     let mut out = Vec::new();
-    forward_request(&head, &request, &fields, "192.0.2.1", &mut out);
+    forward_request(&head, &request, &fields, Client { address: "192.0.2.1", trusted: false }, &mut out);
     String::from_utf8(out).unwrap().replace("\r\n", "\n")
 }
 
@@ -104,18 +127,19 @@ fn forwarded(text: &str) -> String {
 fn the_backend_gets_the_client_s_address_and_nothing_of_this_hop() {
     assert_eq!(
         forwarded("GET / HTTP/1.1\nHost: x\n\n"),
-        "GET / HTTP/1.1\nHost: x\nX-Forwarded-For: 192.0.2.1\n\n"
+        "GET / HTTP/1.1\nHost: x\nX-Forwarded-For: 192.0.2.1\nX-Forwarded-Proto: http\n\n"
     );
     assert_eq!(
         forwarded(
             "GET / HTTP/1.1\nHost: x\nConnection: X-Secret, keep-alive\nX-Secret: 1\nTE: trailers\n\
              Keep-Alive: timeout=5\nUpgrade: h2c\nHTTP2-Settings: x\nX-Forwarded-For: 198.51.100.1\nA:  b \n\n"
         ),
-        "GET / HTTP/1.1\nHost: x\nA: b\nX-Forwarded-For: 198.51.100.1, 192.0.2.1\n\n"
+        "GET / HTTP/1.1\nHost: x\nA: b\nX-Forwarded-For: 198.51.100.1, 192.0.2.1\nX-Forwarded-Proto: http\n\n"
     );
     assert_eq!(
         forwarded("GET / HTTP/1.1\nHost: x\nUpgrade: websocket\nConnection: Upgrade\n\n"),
-        "GET / HTTP/1.1\nHost: x\nUpgrade: websocket\nConnection: Upgrade\nX-Forwarded-For: 192.0.2.1\n\n"
+        "GET / HTTP/1.1\nHost: x\nUpgrade: websocket\nConnection: Upgrade\nX-Forwarded-For: 192.0.2.1\n\
+         X-Forwarded-Proto: http\n\n"
     );
 }
 
@@ -147,22 +171,32 @@ fn responses_are_framed_and_forwarded() {
 }
 
 #[test]
-fn who_speaks_http_is_recognised() {
-    let cases: &[(&[u8], Option<bool>)] = &[
-        (b"", None),
-        (b"GE", None),
-        (b"GET /", None),
-        (b"GET / HTTP/1.1\r\n", Some(true)),
-        (b"GET / HTTP/1.0\r\nA", Some(true)),
-        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Some(false)),
-        (b"\x16\x03\x01", Some(false)),
-        (b"hello", Some(false)),
-        (b"PING\r\n", Some(false)),
-        (b"SET a b\r\n", Some(false)),
-        (b"*1\r\n", Some(false)),
-        (b"GET key\r\n", Some(false)),
-    ];
-    for (bytes, expected) in cases {
-        assert_eq!(looks_like_request(bytes), *expected, "{:?}", String::from_utf8_lossy(bytes));
+fn what_is_no_request_is_known_before_its_line_ends() {
+    for (bytes, hopeless) in [
+        (&b""[..], false),
+        (b"GE", false),
+        (b"GET /", false),
+        (b"BREW /x", false),
+        (b"\r", false),
+        (b"\x16\x03\x01", true),
+        (b"*1", false),
+        (b"G/T", true),
+        (b"GET\t/", true),
+        (b" GET", true),
+        (&[b'A'; 64], true),
+    ] {
+        let found = hopeless_request(bytes);
+        assert_eq!(found, hopeless.then_some(Bad::StartLine), "{:?}", String::from_utf8_lossy(bytes));
+    }
+}
+
+#[test]
+fn an_answer_without_body_does_not_say_how_long_it_is() {
+    for status in ["204 No Content", "100 Continue"] {
+        for field in ["Content-Length: 5", "Transfer-Encoding: chunked"] {
+            let (response, text) = answered(&format!("HTTP/1.1 {status}\n{field}\nA: b\n\n"), false).unwrap();
+            assert_eq!(response.framing, Framing::Empty);
+            assert_eq!(text, format!("HTTP/1.1 {status}\nA: b\n\n"));
+        }
     }
 }
