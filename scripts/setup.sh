@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Installs what is missing. `setup.sh build` is for building gantry, `setup.sh test` adds what its tests run,
-# `setup.sh bench` adds the peers that the benchmarks run beside it.
+# `setup.sh bench` adds the peers that the benchmarks run beside it, `setup.sh vm` what `cargo xtask vm` runs.
 set -euo pipefail
 
-what=${1:?usage: setup.sh build|test|bench}
+what=${1:?usage: setup.sh build|test|bench|vm}
 
 need() { # need COMMAND-OR-FILE PACKAGE
   case $1 in
@@ -35,6 +35,13 @@ fi
 if [ "$what" = bench ]; then
   need etcd etcd-server
   need dockerd docker.io
+fi
+
+if [ "$what" = vm ]; then
+  need /bin/busybox busybox-static
+  need qemu-system-x86_64 qemu-system-x86
+  need mmdebstrap mmdebstrap
+  need mke2fs e2fsprogs
 fi
 
 if [ ${#missing[@]} -gt 0 ]; then

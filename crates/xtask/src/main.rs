@@ -11,6 +11,7 @@ mod replay;
 mod sandbox;
 mod tidy;
 mod tools;
+mod vm;
 mod wire;
 
 use std::path::PathBuf;
@@ -44,6 +45,8 @@ enum Task {
     Replay(replay::Arguments),
     /// Check what the compiler does not: crate edges, file sizes, paths in documents
     Tidy,
+    /// Run suites in a small machine of their own: pure cgroup v2, old kernels, power cuts
+    Vm(vm::Arguments),
     /// Generate the table of JSON tags from Kubernetes' Go types
     Wire,
 }
@@ -57,6 +60,7 @@ fn main() -> ExitCode {
         Task::Proto => tidy::root().and_then(|root| proto::run(&root)),
         Task::Replay(arguments) => replay::run(&arguments),
         Task::Tidy => tidy::run(),
+        Task::Vm(arguments) => vm::run(&arguments),
         Task::Wire => tidy::root().and_then(|root| wire::run(&root)),
     };
     match result {

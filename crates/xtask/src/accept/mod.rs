@@ -21,6 +21,8 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
+pub(crate) use store::Register;
+
 /// Which rungs, and how much of them.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {

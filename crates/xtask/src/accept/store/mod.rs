@@ -13,6 +13,8 @@ mod writers;
 
 use anyhow::{Context, Result};
 
+pub(crate) use work::Register;
+
 use super::{Seen, Setting};
 
 pub(crate) fn run(setting: &Setting) -> Result<Seen> {

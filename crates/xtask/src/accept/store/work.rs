@@ -74,7 +74,7 @@ pub(super) fn poll(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Resul
 
 /// The state of one key, which has one writer: what was acknowledged, and what of a write without an answer may be.
 #[derive(Debug)]
-pub(super) struct Register<V> {
+pub(crate) struct Register<V> {
     acknowledged: Option<V>,
     in_flight: Option<Option<V>>,
 }
@@ -86,29 +86,29 @@ impl<V> Default for Register<V> {
 }
 
 impl<V: PartialEq + std::fmt::Debug> Register<V> {
-    pub(super) fn get(&self) -> Option<&V> {
+    pub(crate) fn get(&self) -> Option<&V> {
         self.acknowledged.as_ref()
     }
 
     /// A write starts; `None` is a deletion.
-    pub(super) fn begin(&mut self, next: Option<V>) {
+    pub(crate) fn begin(&mut self, next: Option<V>) {
         self.in_flight = Some(next);
     }
 
     /// The write was acknowledged.
-    pub(super) fn acknowledge(&mut self) {
+    pub(crate) fn acknowledge(&mut self) {
         if let Some(next) = self.in_flight.take() {
             self.acknowledged = next;
         }
     }
 
     /// The write was answered as not done.
-    pub(super) fn refuse(&mut self) {
+    pub(crate) fn refuse(&mut self) {
         self.in_flight = None;
     }
 
     /// Compares with what is there, which then is known; whether a write in flight had arrived.
-    pub(super) fn settle(&mut self, key: &str, actual: Option<V>) -> Result<bool> {
+    pub(crate) fn settle(&mut self, key: &str, actual: Option<V>) -> Result<bool> {
         let in_flight = self.in_flight.take();
         if actual == self.acknowledged {
             return Ok(false);
