@@ -57,6 +57,11 @@ pub enum Error {
     /// A seccomp profile from a file.
     #[error("seccompProfile type {0} is not supported here; RuntimeDefault and Unconfined are")]
     Seccomp(String),
+    /// Users of its own.
+    #[error(
+        "hostUsers: false is not supported here yet: without it, root in a container is the host's root user, with fewer rights"
+    )]
+    HostUsers,
     /// Nothing to run.
     #[error("no command specified: neither the container nor image {0} has one")]
     NoCommand(String),
@@ -108,6 +113,9 @@ pub fn of(input: &Input<'_>) -> Result<Spec, Error> {
     let Input { pod, container, image, .. } = input;
     let empty = PodSpec::default();
     let spec = pod.spec.as_ref().unwrap_or(&empty);
+    if spec.host_users == Some(false) {
+        return Err(Error::HostUsers);
+    }
     let uid = pod.metadata.uid.clone().unwrap_or_default();
     let config = &image.config.config;
     let own = container.security_context.as_ref();

@@ -98,6 +98,27 @@ fn sub_paths_are_left_to_the_runtime_and_only_the_hosts_own_files_keep_their_pow
     }
 }
 
+#[test]
+fn users_of_its_own_are_not_silently_left_out() {
+    let pod: Pod = serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "n", "uid": "u"},
+        "spec": {"hostUsers": false, "containers": [{"name": "c"}]}}))
+    .unwrap();
+    let image = image(json!({"Entrypoint": ["/x"]}));
+    let sandbox = Sandbox { ip: "10.0.0.2".parse().unwrap(), netns: None };
+    let error = of(&Input {
+        pod: &pod,
+        container: &pod.spec.as_ref().unwrap().containers[0],
+        attempt: 0,
+        image: &image,
+        sandbox: &sandbox,
+        sources: &env::Sources::default(),
+        pod_dir: Path::new("/s/pods/u"),
+        log_dir: Path::new("/s/logs/c"),
+        memory_bytes: 1 << 30,
+    });
+    assert!(matches!(error, Err(Error::HostUsers)));
+}
+
 /// CVE-2026-53488: what an image says of itself chooses no path, hook or logger of the host's.
 #[test]
 fn labels_choose_nothing() {

@@ -78,19 +78,19 @@ pub fn prepare(spec: &Spec) -> Result<bool, Error> {
             continue;
         }
         if own && Path::new("/").join(&place) != target {
-            return Err(Error::MountPoint { target, found: place });
+            return Err(Error::MountPoint { target, found: Path::new("/").join(place) });
         }
         let inside = tree.join(&place);
         match fs::symlink_metadata(&inside) {
             Ok(metadata) if metadata.is_dir() == (kind == Kind::Folder) => {}
-            Ok(_) => return Err(Error::MountPoint { target, found: place }),
+            Ok(_) => return Err(Error::MountPoint { target, found: Path::new("/").join(place) }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 make(tree, &skeleton, &place, kind == Kind::Folder)
                     .map_err(|source| Error::io("make mount point", skeleton.join(&place), source))?;
                 made = true;
             }
             Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
-                return Err(Error::MountPoint { target, found: place });
+                return Err(Error::MountPoint { target, found: Path::new("/").join(place) });
             }
             Err(source) => return Err(Error::io("look up", inside, source)),
         }

@@ -7,25 +7,25 @@ use serde_json::{Value, json};
 use sha2::Digest;
 use tar::EntryType;
 
-pub(super) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+pub(in crate::accept) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 const LAYER_GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
-pub(super) fn digest(bytes: &[u8]) -> String {
+pub(in crate::accept) fn digest(bytes: &[u8]) -> String {
     format!("sha256:{:x}", sha2::Sha256::digest(bytes))
 }
 
 /// An image of one layer.
-pub(super) struct Image {
-    pub(super) layer: Vec<u8>,
-    pub(super) config: Vec<u8>,
-    pub(super) manifest: Vec<u8>,
+pub(in crate::accept) struct Image {
+    pub(in crate::accept) layer: Vec<u8>,
+    pub(in crate::accept) config: Vec<u8>,
+    pub(in crate::accept) manifest: Vec<u8>,
 }
 
 impl Image {
     /// Of a layer whose tar has the digest `diff_id`.
-    pub(super) fn new(layer: Vec<u8>, diff_id: &str) -> Self {
+    pub(in crate::accept) fn new(layer: Vec<u8>, diff_id: &str) -> Self {
         let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
         let config = json!({
             "architecture": architecture, "os": "linux", "config": {"Cmd": ["/file"]},
@@ -44,7 +44,7 @@ impl Image {
     }
 
     /// Of a layer of one file with so many random bytes.
-    pub(super) fn random(random: &mut StdRng, bytes: std::ops::Range<usize>) -> Result<Self> {
+    pub(in crate::accept) fn random(random: &mut StdRng, bytes: std::ops::Range<usize>) -> Result<Self> {
         let mut content = vec![0; random.random_range(bytes)];
         random.fill_bytes(&mut content);
         let layer = tar(&[Entry::file("file", content)])?;
@@ -52,12 +52,12 @@ impl Image {
         Ok(Self::new(gzip(&layer)?, &digest(&layer)))
     }
 
-    pub(super) fn digest(&self) -> String {
+    pub(in crate::accept) fn digest(&self) -> String {
         digest(&self.manifest)
     }
 
     /// The manifest, changed.
-    pub(super) fn change(&mut self, change: impl FnOnce(&mut Value)) -> Result<()> {
+    pub(in crate::accept) fn change(&mut self, change: impl FnOnce(&mut Value)) -> Result<()> {
         let mut manifest = serde_json::from_slice(&self.manifest)?;
         change(&mut manifest);
         self.manifest = manifest.to_string().into_bytes();
@@ -65,7 +65,7 @@ impl Image {
     }
 
     /// The files of an OCI layout: oci-layout, index.json, manifest, config, layer.
-    pub(super) fn layout(&self, name: &str) -> Vec<Entry> {
+    pub(in crate::accept) fn layout(&self, name: &str) -> Vec<Entry> {
         let mut manifest = descriptor(MANIFEST, &self.manifest);
         manifest["annotations"] = json!({"io.containerd.image.name": name});
         vec![
@@ -78,7 +78,7 @@ impl Image {
     }
 
     /// The files of `docker save`, before it knew layouts.
-    pub(super) fn saved(&self, name: &str, layer: &str) -> Vec<Entry> {
+    pub(in crate::accept) fn saved(&self, name: &str, layer: &str) -> Vec<Entry> {
         let rows = json!([{"Config": "config.json", "RepoTags": [name], "Layers": [layer]}]);
         vec![
             Entry::file("config.json", self.config.clone()),
@@ -92,26 +92,26 @@ fn descriptor(media_type: &str, bytes: &[u8]) -> Value {
     json!({"mediaType": media_type, "digest": digest(bytes), "size": bytes.len()})
 }
 
-pub(super) fn index(manifest: &Value) -> Vec<u8> {
+pub(in crate::accept) fn index(manifest: &Value) -> Vec<u8> {
     json!({"schemaVersion": 2, "manifests": [manifest]}).to_string().into_bytes()
 }
 
 /// A tar's entry, with any path, however wrong.
-pub(super) struct Entry {
-    pub(super) kind: EntryType,
-    pub(super) path: String,
-    pub(super) link: String,
-    pub(super) bytes: Vec<u8>,
+pub(in crate::accept) struct Entry {
+    pub(in crate::accept) kind: EntryType,
+    pub(in crate::accept) path: String,
+    pub(in crate::accept) link: String,
+    pub(in crate::accept) bytes: Vec<u8>,
     /// When another size than the content's is declared.
-    pub(super) size: Option<u64>,
+    pub(in crate::accept) size: Option<u64>,
 }
 
 impl Entry {
-    pub(super) fn file(path: &str, bytes: Vec<u8>) -> Self {
+    pub(in crate::accept) fn file(path: &str, bytes: Vec<u8>) -> Self {
         Self { kind: EntryType::Regular, path: path.to_owned(), link: String::new(), bytes, size: None }
     }
 
-    pub(super) fn link(kind: EntryType, path: &str, link: &str) -> Self {
+    pub(in crate::accept) fn link(kind: EntryType, path: &str, link: &str) -> Self {
         Self { kind, link: link.to_owned(), ..Self::file(path, Vec::new()) }
     }
 
@@ -120,7 +120,7 @@ impl Entry {
     }
 }
 
-pub(super) fn tar(entries: &[Entry]) -> Result<Vec<u8>> {
+pub(in crate::accept) fn tar(entries: &[Entry]) -> Result<Vec<u8>> {
     let mut builder = tar::Builder::new(Vec::new());
     for entry in entries {
         let mut header = tar::Header::new_gnu();
@@ -141,7 +141,7 @@ pub(super) fn tar(entries: &[Entry]) -> Result<Vec<u8>> {
     Ok(builder.into_inner()?)
 }
 
-pub(super) fn gzip(bytes: &[u8]) -> Result<Vec<u8>> {
+pub(in crate::accept) fn gzip(bytes: &[u8]) -> Result<Vec<u8>> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::none());
     std::io::Write::write_all(&mut encoder, bytes)?;
     Ok(encoder.finish()?)

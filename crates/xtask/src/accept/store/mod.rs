@@ -1,6 +1,6 @@
 //! Rung `store`: what was acknowledged stays, whatever ends the daemon or fills the disk; what lies is refused.
 
-mod archive;
+pub(super) mod archive;
 mod disk;
 mod full;
 mod kills;
@@ -8,7 +8,7 @@ mod objects;
 mod pods;
 mod registry;
 mod tars;
-mod work;
+pub(super) mod work;
 mod writers;
 
 use anyhow::{Context, Result};

@@ -63,7 +63,7 @@ impl Work {
 }
 
 /// Looks again and again until it is so; an error of the look itself is one.
-pub(super) fn poll(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
+pub(in crate::accept) fn poll(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
     let deadline = Instant::now() + Duration::from_secs(SECONDS_MAX);
     while !is_so().with_context(|| what.to_owned())? {
         ensure!(Instant::now() < deadline, "{what} within {SECONDS_MAX} s");

@@ -1,0 +1,3 @@
+module example.com/intruder
+
+go 1.21
