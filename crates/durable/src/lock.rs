@@ -5,7 +5,8 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{FcntlArg, fcntl};
@@ -35,7 +36,7 @@ pub enum Error {
 /// The lock; dropping it, or dying, lets it go.
 #[derive(Debug)]
 pub struct Lock {
-    _file: File,
+    file: File,
 }
 
 impl Lock {
@@ -63,10 +64,35 @@ impl Lock {
             }
             Err(errno) => return Err(io(errno.into())),
         }
-        file.set_len(0).map_err(io)?;
-        file.rewind().map_err(io)?;
-        writeln!(file, "{}", std::process::id()).map_err(io)?;
-        Ok(Self { _file: file })
+        sign(&mut file).map_err(io)?;
+        Ok(Self { file })
+    }
+
+    /// Another descriptor of the held lock, for a process that this one starts or becomes: the lock is held until the
+    /// last of them is closed. It is closed at exec, as every descriptor is, unless the caller says otherwise.
+    pub fn pass_on(&self) -> io::Result<OwnedFd> {
+        self.file.as_fd().try_clone_to_owned()
+    }
+
+    /// Takes over what [`Lock::pass_on`] gave, if it is the lock at `path` and this process may hold it. The file then
+    /// holds this process's id.
+    pub fn inherit(descriptor: OwnedFd, path: &Path) -> Result<Self, Error> {
+        let io = |source| Error::Io { path: path.to_owned(), source };
+        let mut file = File::from(descriptor);
+        let (ours, theirs) = (file.metadata().map_err(io)?, std::fs::metadata(path).map_err(io)?);
+        if (ours.dev(), ours.ino()) != (theirs.dev(), theirs.ino()) {
+            return Err(io(io::ErrorKind::InvalidInput.into()));
+        }
+        // The lock belongs to the open file: whoever has it may take it again, nobody else may.
+        match fcntl(&file, FcntlArg::F_OFD_SETLK(&whole(libc::F_WRLCK))) {
+            Ok(_) => {}
+            Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EACCES) => {
+                return Err(Error::Held { path: path.to_owned(), holder: None });
+            }
+            Err(errno) => return Err(io(errno.into())),
+        }
+        sign(&mut file).map_err(io)?;
+        Ok(Self { file })
     }
 
     /// Whether somebody holds the lock whose file this is.
@@ -75,6 +101,14 @@ impl Lock {
         fcntl(file, FcntlArg::F_OFD_GETLK(&mut asked))?;
         Ok(asked.l_type != libc::F_UNLCK as libc::c_short)
     }
+}
+
+/// Writes who holds it, over what stood there: on a full disk the file keeps its one block.
+fn sign(file: &mut File) -> io::Result<()> {
+    file.rewind()?;
+    let line = format!("{}\n", std::process::id());
+    file.write_all(line.as_bytes())?;
+    file.set_len(line.len() as u64)
 }
 
 /// A lock of the whole file.
@@ -107,5 +141,26 @@ mod tests {
         drop(first);
         assert!(!Lock::is_held(&file).unwrap());
         Lock::acquire(&path).unwrap();
+    }
+
+    #[test]
+    fn a_lock_that_is_passed_on_is_held_by_whoever_has_it_last() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let first = Lock::acquire(&path).unwrap();
+        let passed = first.pass_on().unwrap();
+        let file = File::open(&path).unwrap();
+        drop(first);
+        assert!(Lock::is_held(&file).unwrap(), "the descriptor that was passed on still holds it");
+        let second = Lock::inherit(passed, &path).unwrap();
+        assert!(Lock::acquire(&path).is_err());
+        drop(second);
+        assert!(!Lock::is_held(&file).unwrap());
+        // One that is not that lock, or not held by whoever passes it on, is refused.
+        let other = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+        let _holder = Lock::acquire(&path).unwrap();
+        assert!(matches!(Lock::inherit(other.into(), &path), Err(Error::Held { .. })));
+        let elsewhere = Lock::acquire(&dir.path().join("other")).unwrap();
+        assert!(matches!(Lock::inherit(elsewhere.pass_on().unwrap(), &path), Err(Error::Io { .. })));
     }
 }

@@ -30,6 +30,9 @@ pub struct Endpoints {
     /// `http://127.0.0.1:7070`
     #[serde(skip_serializing_if = "String::is_empty")]
     pub console: String,
+    /// The daemon's release; the first one did not say.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub version: String,
 }
 
 impl Endpoints {
@@ -63,6 +66,29 @@ impl Endpoints {
         let address = self.console.rsplit_once("//").map_or(&*self.console, |(_, rest)| rest);
         address.trim_end_matches('/').parse().ok()
     }
+}
+
+/// The binary that a service manager starts: a copy, so that it is what was installed or upgraded to, whatever becomes
+/// of the file that was copied.
+pub fn installed_binary(state_dir: &Path) -> PathBuf {
+    state_dir.join("bin/gantry")
+}
+
+/// The binary that is to take over; it becomes the installed one when its daemon serves.
+pub fn staged_binary(state_dir: &Path) -> PathBuf {
+    state_dir.join("bin/gantry.new")
+}
+
+/// Listening sockets that a service manager may hold for the daemon.
+pub const STORED_LISTENERS_MAX: usize = 4096;
+
+pub const DAY_SECONDS: i64 = 24 * 3600;
+
+/// Whole days until a certificate, in PEM, runs out; negative when it has. `None`: it is no certificate.
+pub fn days_left(certificate: &str, now: jiff::Timestamp) -> Option<i64> {
+    let (_, pem) = x509_parser::pem::parse_x509_pem(certificate.as_bytes()).ok()?;
+    let end = pem.parse_x509().ok()?.validity().not_after.timestamp();
+    Some((end - now.as_second()).div_euclid(DAY_SECONDS))
 }
 
 /// Files with credentials that this user may read.
@@ -104,6 +130,15 @@ impl Access {
         .hint(format!("sudo gantry daemon start{} gives them to you", settings.state_flag())))
     }
 
+    /// Days that the client certificate is still good for; `None` if there is none.
+    pub fn days_left(&self) -> Option<i64> {
+        use base64::Engine as _;
+        let config: serde_json::Value = serde_yaml_ng::from_slice(&fs::read(&self.kubeconfig).ok()?).ok()?;
+        let text = config["users"][0]["user"]["client-certificate-data"].as_str()?;
+        let pem = base64::engine::general_purpose::STANDARD.decode(text).ok()?;
+        days_left(std::str::from_utf8(&pem).ok()?, jiff::Timestamp::now())
+    }
+
     /// The registry's token.
     pub fn token(&self) -> Result<String> {
         let path = &self.registry_token;
@@ -117,6 +152,16 @@ impl Access {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn endpoints_of_the_first_format_are_read() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/formats/1");
+        let endpoints = Endpoints::read(&dir).unwrap().unwrap();
+        assert_eq!(
+            (endpoints.kubernetes.as_str(), endpoints.version.as_str()),
+            ("https://127.0.0.1:6443", "")
+        );
+    }
 
     #[test]
     fn endpoints_survive_a_newer_daemon() {

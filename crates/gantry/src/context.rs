@@ -14,6 +14,7 @@ use crate::{
     launch,
     printer::Printer,
     settings::Settings,
+    version::{self, VERSION},
 };
 
 /// How long a cancelled command may take to tidy up.
@@ -100,6 +101,15 @@ impl Context {
     fn connection(&self) -> Result<Connection> {
         let endpoints = Endpoints::read(&self.settings.state_dir)?;
         let endpoints = endpoints.ok_or_else(|| Failure::new("the daemon has not said where it listens"))?;
+        if version::is_newer(VERSION, &endpoints.version) {
+            let release = Some(endpoints.version.as_str()).filter(|version| !version.is_empty());
+            let older =
+                release.map_or_else(|| "an older gantry".to_owned(), |version| format!("gantry {version}"));
+            let flag = self.settings.state_flag();
+            self.printer.note(format!(
+                "hint: the daemon is {older}, this is {VERSION}: sudo gantry daemon upgrade{flag}"
+            ));
+        }
         let access = Access::find(&self.settings)?;
         let client = client::from_kubeconfig(&access.kubeconfig, &self.settings.namespace)?;
         let registry = self.registry(&endpoints, &access)?;

@@ -39,7 +39,7 @@ const LOG_LINES: usize = 12;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Started {
-    Ready,
+    Ready { version: String },
     Failed { error: String, hint: Option<String> },
 }
 
@@ -167,7 +167,7 @@ pub async fn start(settings: &Settings, cancel: &CancellationToken) -> Result<()
         }
     };
     match serde_json::from_str(&line) {
-        Ok(Started::Ready) => Ok(()),
+        Ok(Started::Ready { .. }) => Ok(()),
         Ok(Started::Failed { error, hint }) => {
             let _ = child.wait();
             Err(Failure::new(format!("the daemon did not start: {error}")).hint(hint))
@@ -326,6 +326,7 @@ mod tests {
         let text = serde_json::to_string(&failed).unwrap();
         assert_eq!(text, r#"{"failed":{"error":"no","hint":null}}"#);
         assert_eq!(serde_json::from_str::<Started>(&text).unwrap(), failed);
-        assert_eq!(serde_json::from_str::<Started>("\"ready\"").unwrap(), Started::Ready);
+        let ready = Started::Ready { version: "0.1.0".into() };
+        assert_eq!(serde_json::to_string(&ready).unwrap(), r#"{"ready":{"version":"0.1.0"}}"#);
     }
 }

@@ -5,14 +5,17 @@ mod client;
 mod commands;
 mod console;
 mod context;
+mod control;
 mod daemon;
 mod deploy;
 mod failure;
+mod format;
 mod launch;
 mod output;
 mod printer;
 mod publish;
 mod settings;
+mod version;
 mod workload;
 
 use std::process::ExitCode;
@@ -27,8 +30,10 @@ fn main() -> ExitCode {
     }
     // The first provider that is installed is the process's only one; nothing has asked for one yet.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    if first.is_some_and(|first| first == "proxy") {
-        return daemon::proxy_main(arguments);
+    match first.as_ref().and_then(|first| first.to_str()) {
+        Some("proxy") => return daemon::proxy_main(arguments),
+        Some("takeover") => return daemon::takeover_main(arguments),
+        _ => {}
     }
     let hooks = commands::Hooks { daemon: daemon::run, remove_outside: daemon::remove_outside };
     commands::run(std::env::args_os(), hooks)

@@ -76,6 +76,16 @@ impl Store {
         Ok(true)
     }
 
+    /// Every blob that is kept, by digest.
+    pub(crate) fn reachable(
+        &self,
+        in_use: &HashSet<Digest>,
+        now: SystemTime,
+        grace: Grace,
+    ) -> Result<HashSet<Digest>> {
+        Ok(self.mark(in_use, now, grace)?.all.into_iter().collect())
+    }
+
     fn mark(&self, in_use: &HashSet<Digest>, now: SystemTime, grace: Grace) -> Result<Kept> {
         let mut kept = Kept::default();
         for digest in in_use {

@@ -306,3 +306,15 @@ fn list(dir: &Path) -> Result<Vec<String>> {
 fn absent_is_fine(error: io::Error) -> io::Result<()> {
     if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_of_the_first_format_is_read() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/formats/1/name-record");
+        let descriptor = read(&path).unwrap().unwrap();
+        assert!(descriptor.digest.to_string().starts_with("sha256:8d6ec20ef6d4"));
+    }
+}

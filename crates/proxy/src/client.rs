@@ -1,13 +1,17 @@
 //! A client of the API from a kubeconfig, over TLS with a client certificate.
 
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
 
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use kube::client::ConfigExt as _;
 use kube::config::{KubeConfigOptions, Kubeconfig};
+use rustls::client::ResolvesClientCert;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::CertifiedKey;
 use tower::ServiceBuilder;
 
 /// Why there is no client.
@@ -29,7 +33,7 @@ pub async fn from_kubeconfig(path: &Path) -> Result<kube::Client, Error> {
     let mut config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(unread)?;
     // A watch is silent for as long as nothing happens.
     config.read_timeout = None;
-    let tls = tls(&config).map_err(|source| Error::Certificates { path: path.to_owned(), source })?;
+    let tls = tls(&config, path).map_err(|source| Error::Certificates { path: path.to_owned(), source })?;
     let mut http = HttpConnector::new();
     http.enforce_http(false);
     http.set_nodelay(true);
@@ -49,26 +53,81 @@ pub async fn from_kubeconfig(path: &Path) -> Result<kube::Client, Error> {
     Ok(kube::Client::new(service, config.default_namespace))
 }
 
-fn tls(config: &kube::Config) -> Result<rustls::ClientConfig, Box<dyn std::error::Error + Send + Sync>> {
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+fn tls(config: &kube::Config, path: &Path) -> Result<rustls::ClientConfig, Failure> {
     let mut roots = rustls::RootCertStore::empty();
     for certificate in config.root_cert.iter().flatten() {
         roots.add(CertificateDer::from(certificate.clone()))?;
     }
-    let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
         .with_root_certificates(roots);
     // The key's type gives its text only to serialization.
     let auth = serde_json::to_value(&config.auth_info)?;
+    Ok(match certified(&auth)? {
+        Some(key) => {
+            let renewed = Renewed { path: path.to_owned(), read: Mutex::new((written(path), key)) };
+            builder.with_client_cert_resolver(Arc::new(renewed))
+        }
+        None => builder.with_no_client_auth(),
+    })
+}
+
+/// The certificate and key of a kubeconfig's user, if it has both.
+fn certified(auth: &serde_json::Value) -> Result<Option<Arc<CertifiedKey>>, Failure> {
     let certificate = pem(&auth["client-certificate-data"], &auth["client-certificate"])?;
     let key = pem(&auth["client-key-data"], &auth["client-key"])?;
-    Ok(match (certificate, key) {
-        (Some(certificate), Some(key)) => {
-            let chain: Vec<_> = CertificateDer::pem_slice_iter(&certificate).collect::<Result<_, _>>()?;
-            builder.with_client_auth_cert(chain, PrivateKeyDer::from_pem_slice(&key)?)?
+    let (Some(certificate), Some(key)) = (certificate, key) else { return Ok(None) };
+    let chain: Vec<_> = CertificateDer::pem_slice_iter(&certificate).collect::<Result<_, _>>()?;
+    let provider = rustls::crypto::ring::default_provider();
+    let key = CertifiedKey::from_der(chain, PrivateKeyDer::from_pem_slice(&key)?, &provider)?;
+    Ok(Some(Arc::new(key)))
+}
+
+/// The client certificate as the kubeconfig has it: the daemon writes it anew before its time runs out, and this process
+/// may live longer than any certificate.
+#[derive(Debug)]
+struct Renewed {
+    path: PathBuf,
+    /// When the file was written that the key was read from.
+    read: Mutex<(Option<SystemTime>, Arc<CertifiedKey>)>,
+}
+
+fn written(path: &Path) -> Option<SystemTime> {
+    std::fs::metadata(path).and_then(|found| found.modified()).ok()
+}
+
+impl Renewed {
+    fn current(&self) -> Arc<CertifiedKey> {
+        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = written(&self.path);
+        if now.is_some() && now != read.0 {
+            let again = || -> Result<Arc<CertifiedKey>, Failure> {
+                let config = Kubeconfig::read_from(&self.path)?;
+                let user = config.auth_infos.first().and_then(|user| user.auth_info.as_ref());
+                certified(&serde_json::to_value(user)?)?.ok_or_else(|| "there is no certificate in it".into())
+            };
+            match again() {
+                Ok(key) => *read = (now, key),
+                Err(error) => {
+                    tracing::warn!(path = %self.path.display(), %error, "read the renewed certificate");
+                }
+            }
         }
-        _ => builder.with_no_client_auth(),
-    })
+        Arc::clone(&read.1)
+    }
+}
+
+impl ResolvesClientCert for Renewed {
+    fn resolve(&self, _issuers: &[&[u8]], _schemes: &[rustls::SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        Some(self.current())
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
 }
 
 /// PEM text that the kubeconfig holds in base64, or names by its path.

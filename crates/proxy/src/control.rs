@@ -45,6 +45,8 @@ pub(crate) struct Control {
     synced: [bool; 3],
     dirty: BTreeSet<Key>,
     accepting: bool,
+    /// Another proxy has the sockets: they are opened, closed and reported no more.
+    handed_over: bool,
 }
 
 pub(crate) struct Routed {
@@ -118,6 +120,7 @@ impl Control {
             synced: [false; 3],
             dirty: BTreeSet::new(),
             accepting: false,
+            handed_over: false,
         }
     }
 
@@ -328,6 +331,7 @@ impl Control {
             }
         }
         match service {
+            _ if self.handed_over => {}
             Some(service) => ports::settle(self, &service),
             None => ports::close_all(self, key),
         }
@@ -424,6 +428,7 @@ impl Control {
 
     /// Stops accepting everywhere; the sockets stay open at the daemon.
     pub(crate) fn stop_accepting(&mut self) {
+        self.handed_over = true;
         self.open.values().flatten().for_each(|opened| opened.stop.cancel());
     }
 }

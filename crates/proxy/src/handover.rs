@@ -47,8 +47,13 @@ pub enum Error {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "message", rename_all = "camelCase")]
 enum Message {
-    /// `name` is the sender's: a proxy's is that of its Lease.
-    Hello { version: u32, name: String },
+    /// `name` is the sender's: a proxy's is that of its Lease. `program` is its release: the first one did not say.
+    Hello {
+        version: u32,
+        name: String,
+        #[serde(default)]
+        program: String,
+    },
     /// With a descriptor: a listener of the sender; keep it.
     Own { listener: String },
     /// With a descriptor: a listener of the receiver, from the receiver or from the one before it.
@@ -69,6 +74,7 @@ enum Message {
 #[derive(Clone, Debug)]
 pub struct Holder {
     name: String,
+    program: String,
     state: Arc<Mutex<State>>,
 }
 
@@ -77,13 +83,49 @@ struct State {
     own: BTreeMap<String, Arc<OwnedFd>>,
     kept: BTreeMap<String, Arc<OwnedFd>>,
     returned: BTreeMap<String, Arc<OwnedFd>>,
-    links: Vec<mpsc::UnboundedSender<(Message, Option<Arc<OwnedFd>>)>>,
+    links: Vec<Outbox>,
+    /// Told of each listener that is kept from now on, and of each that is let go: `None`.
+    watcher: Option<Watcher>,
+}
+
+type Outbox = mpsc::UnboundedSender<(Message, Option<Arc<OwnedFd>>)>;
+
+type Watch = dyn Fn(&str, Option<&OwnedFd>) + Send;
+
+/// Is told the name of a listener, and its descriptor or that it is gone.
+struct Watcher(Box<Watch>);
+
+impl std::fmt::Debug for Watcher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Watcher")
+    }
 }
 
 impl Holder {
-    /// `name` is said to the other side: a proxy's is that of its Lease, the daemon's `daemon`.
-    pub fn new(name: impl Into<String>) -> Self {
-        Self { name: name.into(), state: Arc::default() }
+    /// `name` is said to the other side: a proxy's is that of its Lease, the daemon's `daemon`. `program` is this
+    /// binary's release.
+    pub fn new(name: impl Into<String>, program: impl Into<String>) -> Self {
+        Self { name: name.into(), program: program.into(), state: Arc::default() }
+    }
+
+    /// Has `watcher` told of every listener that this process has or keeps: those that there are, and from now on what
+    /// changes. It is called under a lock, and must not call back.
+    pub fn watch(&self, watcher: impl Fn(&str, Option<&OwnedFd>) + Send + 'static) {
+        let mut state = self.lock();
+        for (listener, descriptor) in state.own.iter().chain(&state.kept) {
+            watcher(listener, Some(descriptor));
+        }
+        state.watcher = Some(Watcher(Box::new(watcher)));
+    }
+
+    /// Has a listener of this process given back that came by another way than a link.
+    pub fn give_back(&self, listener: &str, descriptor: OwnedFd) {
+        self.lock().returned.insert(listener.to_owned(), Arc::new(descriptor));
+    }
+
+    /// Keeps a listener of the other side that came by another way than a link: whoever links next gets it.
+    pub fn keep(&self, listener: &str, descriptor: OwnedFd) {
+        self.lock().kept.insert(listener.to_owned(), Arc::new(descriptor));
     }
 
     /// This process listens on it: the other side gets a duplicate, now and after each restart.
@@ -91,6 +133,7 @@ impl Holder {
         let duplicate = Arc::new(descriptor.as_fd().try_clone_to_owned()?);
         let mut state = self.lock();
         state.own.insert(listener.to_owned(), Arc::clone(&duplicate));
+        state.tell(listener, Some(&duplicate));
         state.say(|| (Message::Own { listener: listener.to_owned() }, Some(Arc::clone(&duplicate))));
         Ok(())
     }
@@ -104,6 +147,7 @@ impl Holder {
     pub fn disown(&self, listener: &str) {
         let mut state = self.lock();
         if state.own.remove(listener).is_some() {
+            state.tell(listener, None);
             state.say(|| (Message::Gone { listener: listener.to_owned() }, None));
         }
     }
@@ -144,6 +188,12 @@ impl State {
         // What waits is bounded by the number of listeners; a link that ended is forgotten.
         self.links.retain(|link| link.send(message()).is_ok());
     }
+
+    fn tell(&self, listener: &str, descriptor: Option<&OwnedFd>) {
+        if let Some(watcher) = &self.watcher {
+            (watcher.0)(listener, descriptor);
+        }
+    }
 }
 
 /// What the other side has said about itself.
@@ -158,15 +208,21 @@ struct Said {
 #[derive(Clone, Debug)]
 pub struct Link {
     name: String,
+    program: String,
     pid: u32,
     said: watch::Receiver<Said>,
-    say: mpsc::UnboundedSender<(Message, Option<Arc<OwnedFd>>)>,
+    say: Outbox,
 }
 
 impl Link {
     /// The other side's name: a proxy's Lease.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The other side's release; empty if it is so old that it does not say.
+    pub fn program(&self) -> &str {
+        &self.program
     }
 
     /// The other side's process.
@@ -187,7 +243,7 @@ impl Link {
                 // The receiver is this function's own.
                 let _ = say.send((message, descriptor));
             };
-            greet(Message::Hello { version: VERSION, name: holder.name.clone() }, None);
+            greet(hello(holder), None);
             for (listener, descriptor) in &state.own {
                 greet(Message::Own { listener: listener.clone() }, Some(Arc::clone(descriptor)));
             }
@@ -200,15 +256,16 @@ impl Link {
         }
         let (said, watching) = watch::channel(Said::default());
         scope.spawn("handover-send", send_all(Arc::clone(&socket), outbox));
-        let mut receiver = Receiver { socket, holder: holder.clone(), said, name: String::new() };
+        let (name, program) = (String::new(), String::new());
+        let mut receiver = Receiver { socket, holder: holder.clone(), own: say.clone(), said, name, program };
         match tokio::time::timeout(ESTABLISH_WITHIN, receiver.until_synced()).await {
             Ok(result) => result?,
             Err(_) => return Err(Error::Late),
         }
-        let name = receiver.name.clone();
+        let (name, program) = (receiver.name.clone(), receiver.program.clone());
         scope.spawn("handover-receive", receiver.run());
         let pid = credentials.pid.as_raw_nonzero().get().unsigned_abs();
-        Ok(Self { name, pid, said: watching, say })
+        Ok(Self { name, program, pid, said: watching, say })
     }
 
     /// Says that this process takes connections.
@@ -249,8 +306,11 @@ impl Link {
 struct Receiver {
     socket: Arc<AsyncFd<OwnedFd>>,
     holder: Holder,
+    /// This link's, among the holder's.
+    own: Outbox,
     said: watch::Sender<Said>,
     name: String,
+    program: String,
 }
 
 impl Receiver {
@@ -260,7 +320,7 @@ impl Receiver {
                 receive(&self.socket).await.map_err(Error::Pass)?.ok_or(Error::Ended)?;
             match message {
                 Message::Hello { version, .. } if version != VERSION => return Err(Error::Version(version)),
-                Message::Hello { name, .. } => self.name = name,
+                Message::Hello { name, program, .. } => (self.name, self.program) = (name, program),
                 Message::Synced => return Ok(()),
                 other => self.apply(other, descriptor),
             }
@@ -285,7 +345,15 @@ impl Receiver {
         let mut state = self.holder.lock();
         match (message, descriptor) {
             (Message::Own { listener }, Some(descriptor)) if state.kept.len() < LISTENERS_MAX => {
-                state.kept.insert(listener, Arc::new(descriptor));
+                let descriptor = Arc::new(descriptor);
+                state.tell(&listener, Some(&descriptor));
+                // While one process takes over from another, both open what is new: whoever comes second is given it.
+                state.links.retain(|link| {
+                    let message = Message::Yours { listener: listener.clone() };
+                    link.same_channel(&self.own)
+                        || link.send((message, Some(Arc::clone(&descriptor)))).is_ok()
+                });
+                state.kept.insert(listener, descriptor);
             }
             (Message::Yours { listener }, Some(descriptor))
                 if state.returned.len() < LISTENERS_MAX && !state.own.contains_key(&listener) =>
@@ -293,7 +361,11 @@ impl Receiver {
                 state.returned.insert(listener, Arc::new(descriptor));
             }
             (Message::Gone { listener }, _) => {
-                state.kept.remove(&listener);
+                if state.kept.remove(&listener).is_some() {
+                    state.tell(&listener, None);
+                }
+                // It is not to come back by the other link either.
+                state.returned.remove(&listener);
             }
             (Message::Ready, _) => self.said.send_modify(|said| said.ready = true),
             (Message::Drain { milliseconds }, _) => {
@@ -302,6 +374,10 @@ impl Receiver {
             _ => {}
         }
     }
+}
+
+fn hello(holder: &Holder) -> Message {
+    Message::Hello { version: VERSION, name: holder.name.clone(), program: holder.program.clone() }
 }
 
 async fn send_all(
@@ -379,7 +455,7 @@ fn path(state_dir: &Path) -> PathBuf {
 
 /// The same file under a name that fits into a socket's address, which holds 108 bytes (unix(7)); it is good as long
 /// as the descriptor of its folder is open.
-pub(crate) fn short(path: &Path) -> io::Result<(OwnedFd, PathBuf)> {
+pub fn short(path: &Path) -> io::Result<(OwnedFd, PathBuf)> {
     let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(io::ErrorKind::InvalidInput.into());
     };
@@ -467,10 +543,10 @@ mod tests {
 
     #[tokio::test]
     async fn each_side_s_listeners_outlive_it() {
-        let daemon = Holder::new("daemon");
+        let daemon = Holder::new("daemon", "1");
         let port = {
             let scope = Scope::new("first");
-            let proxy = Holder::new("proxy-1");
+            let proxy = Holder::new("proxy-1", "1");
             let (link, _other) = linked(&daemon, &proxy, &scope).await;
             assert_eq!((link.name(), link.pid()), ("proxy-1", std::process::id()));
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -484,7 +560,7 @@ mod tests {
         // Nobody accepts now, and still nobody is refused.
         let client = TcpStream::connect(("127.0.0.1", port)).unwrap();
         let scope = Scope::new("second");
-        let proxy = Holder::new("proxy-2");
+        let proxy = Holder::new("proxy-2", "1");
         let (link, other) = linked(&daemon, &proxy, &scope).await;
         assert_eq!(proxy.returned(), ["host/web"]);
         let listener = TcpListener::from(proxy.take_back("host/web").unwrap());
@@ -506,9 +582,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("run")).unwrap();
         let scope = Scope::new("test");
-        let first = Holder::new("daemon");
+        let first = Holder::new("daemon", "1");
         assert!(connect(folder.path(), &first, &scope).await.unwrap().is_none());
-        let proxy = Holder::new("proxy-1");
+        let proxy = Holder::new("proxy-1", "1");
         let listener = listen(folder.path()).unwrap();
         let api = TcpListener::bind("127.0.0.1:0").unwrap();
         first.own("api", &api).unwrap();
@@ -521,7 +597,7 @@ mod tests {
         // The daemon dies.
         drop((first, one));
         daemons.shutdown(WITHIN).await;
-        let second = Holder::new("daemon");
+        let second = Holder::new("daemon", "1");
         let (two, _accepted) = tokio::join!(connect(folder.path(), &second, &scope), async {
             Link::establish(accept(&listener).await.unwrap(), &proxy, &scope).await.unwrap()
         });

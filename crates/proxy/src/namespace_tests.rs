@@ -72,7 +72,7 @@ impl World {
         let control = Control::new(
             "proxy-test".to_owned(),
             client(&written),
-            Sockets { network: Some(network.clone()), holder: Holder::new("proxy-test") },
+            Sockets { network: Some(network.clone()), holder: Holder::new("proxy-test", "1") },
             workers,
             Arc::clone(&model),
             scope.clone(),
@@ -305,7 +305,7 @@ fn pods_resolve_names_and_reach_the_world_but_not_what_is_the_host_s_alone() {
         let a = world.pod("pod-a");
         world.hear(Event::Service(Change::Put("default/web".to_owned(), service(&Value::Null))));
 
-        let sockets = Sockets { network: Some(world.network.clone()), holder: Holder::new("test") };
+        let sockets = Sockets { network: Some(world.network.clone()), holder: Holder::new("test", "1") };
         let at = SocketAddr::from((world.network.dns_ip(), 53));
         let socket = sockets.open(&Spot { inside: true, protocol: Protocol::Udp, address: at }).unwrap();
         let server = dns::Server::new(

@@ -42,6 +42,8 @@ pub struct Config {
     pub limits: Limits,
     /// What every Pod may reach beside the world.
     pub allowance: Allowance,
+    /// The binary's release: a daemon of another one replaces this process.
+    pub program: String,
 }
 
 /// Why the proxy could not start.
@@ -63,11 +65,11 @@ pub enum Error {
 
 /// Runs until the scope is cancelled, or a newer proxy has taken over; both ways it finishes what it carries.
 pub async fn run(config: Config, scope: Scope) -> Result<(), Error> {
-    let Config { state_dir, instance, kubeconfig, link, mut limits, allowance } = config;
+    let Config { state_dir, instance, kubeconfig, link, mut limits, allowance, program } = config;
     limits.connections_max = limits.connections_max.min(connections_possible());
     metrics::register();
     let name = format!("proxy-{:08x}", rand::random::<u32>());
-    let holder = Holder::new(&name);
+    let holder = Holder::new(&name, program);
     let (said, mut told) = mpsc::channel(4);
     let network = Network::open(network::Config { state_dir: state_dir.clone(), instance })?;
     let client = client::from_kubeconfig(&kubeconfig).await?;

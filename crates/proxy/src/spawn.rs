@@ -67,8 +67,14 @@ pub fn start(exe: &Path, arguments: &[&str], log: File) -> io::Result<(Process, 
     let (ours, theirs) = handover::pair()?;
     let mut command = Command::new(exe);
     command
+        .arg0("gantry")
         .args(arguments)
         .env(LINK_VARIABLE, theirs.as_raw_fd().to_string())
+        // What a service manager gave the daemon is the daemon's (sd_listen_fds(3), sd_notify(3)).
+        .env_remove("LISTEN_FDS")
+        .env_remove("LISTEN_FDNAMES")
+        .env_remove("LISTEN_PID")
+        .env_remove("NOTIFY_SOCKET")
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
@@ -116,7 +122,8 @@ mod tests {
         let (mut process, end) = start(Path::new("/bin/sh"), &["-c", script], log.reopen().unwrap()).unwrap();
         let scope = Scope::new("test");
         // It is no proxy: it ends without a word.
-        let ended = tokio::time::timeout(WITHIN, Link::establish(end, &Holder::new("daemon"), &scope)).await;
+        let ended =
+            tokio::time::timeout(WITHIN, Link::establish(end, &Holder::new("daemon", "1"), &scope)).await;
         assert!(matches!(ended.unwrap(), Err(Error::Ended | Error::Pass(_))));
         let mut other = Process::attach(process.pid()).unwrap();
         tokio::time::timeout(WITHIN, other.exited()).await.unwrap().unwrap();

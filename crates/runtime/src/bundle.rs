@@ -28,7 +28,7 @@ use serde_json::{Value, json};
 use crate::capability::Set;
 use crate::cgroup::Cgroup;
 use crate::process::Identity;
-use crate::protocol::{Exit, VERSION};
+use crate::protocol::{Exit, OLDEST, VERSION};
 use crate::spec::{Access, Namespace, Spec};
 
 pub const RECORD: &str = "container.json";
@@ -46,6 +46,12 @@ pub const OCI_ID: &str = "c";
 
 const EXIT_VERSION: u8 = 1;
 
+/// What every version of the record has.
+#[derive(Deserialize)]
+struct Versioned {
+    version: u32,
+}
+
 /// What stands in `container.json`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Record {
@@ -60,15 +66,15 @@ pub struct Record {
 }
 
 impl Record {
+    /// `Unsupported`: another release wrote it, whose container may well run.
     pub fn read(bundle: &Path) -> io::Result<Record> {
-        let record: Record = serde_json::from_slice(&fs::read(bundle.join(RECORD))?)?;
-        if record.version != VERSION {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                format!("record version {}, not {VERSION}", record.version),
-            ));
+        let text = fs::read(bundle.join(RECORD))?;
+        let Versioned { version } = serde_json::from_slice(&text)?;
+        if !(OLDEST..=VERSION).contains(&version) {
+            let what = format!("record version {version}, and this release reads {OLDEST} to {VERSION}");
+            return Err(io::Error::new(io::ErrorKind::Unsupported, what));
         }
-        Ok(record)
+        Ok(serde_json::from_slice(&text)?)
     }
 
     /// Whole or absent; not fsynced.
@@ -230,4 +236,31 @@ fn mounts(spec: &Spec) -> Vec<Value> {
         json!({ "destination": target, "type": kind, "source": source, "options": options })
     };
     DEFAULT_MOUNTS.iter().map(mount).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The folder of a container as the first format's release left it.
+    fn first() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/formats/1")
+    }
+
+    #[test]
+    fn a_container_of_the_first_format_is_known() {
+        let record = Record::read(&first()).unwrap();
+        assert_eq!((record.version, record.spec.args.as_slice()), (1, ["/app/hello".to_owned()].as_slice()));
+        assert_eq!(record.spec.mounts.len(), 5);
+        assert!(read_process(&first()).is_some());
+        let exit = read_exit(&first()).unwrap();
+        assert_eq!((exit.code, exit.signal), (Some(2), None));
+    }
+
+    #[test]
+    fn a_record_of_a_newer_release_is_no_half_made_container() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join(RECORD), r#"{"version":99,"new":true}"#).unwrap();
+        assert_eq!(Record::read(dir.path()).unwrap_err().kind(), io::ErrorKind::Unsupported);
+    }
 }

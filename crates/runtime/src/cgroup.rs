@@ -124,12 +124,25 @@ impl Layout {
 
     /// Where a keeper puts itself: away from the daemon wherever processes are killed or counted by cgroup.
     pub fn keepers_dirs(&self, instance: &str) -> Vec<PathBuf> {
+        self.own_dirs(instance, KEEPERS)
+    }
+
+    /// Moves a process of the daemon's own that is to outlive it into a folder of the instance.
+    pub fn house(&self, instance: &str, folder: &str, pid: u32) -> io::Result<()> {
+        for dir in self.own_dirs(instance, folder) {
+            make(&dir)?;
+            write(&dir.join("cgroup.procs"), &pid.to_string())?;
+        }
+        Ok(())
+    }
+
+    fn own_dirs(&self, instance: &str, folder: &str) -> Vec<PathBuf> {
         let name = format!("gantry-{instance}");
         let hierarchies = match self {
             Layout::V1 { tracking, .. } => tracking.clone(),
             Layout::V2 { root } => vec![root.clone()],
         };
-        hierarchies.iter().map(|mount| mount.join(&name).join(KEEPERS)).collect()
+        hierarchies.iter().map(|mount| mount.join(&name).join(folder)).collect()
     }
 
     /// A container's folders; nothing is made yet.

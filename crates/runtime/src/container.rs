@@ -16,7 +16,7 @@ use tokio::io::unix::AsyncFd;
 use crate::bundle::{self, Record};
 use crate::cgroup::Stats;
 use crate::process;
-use crate::protocol::{self, Envelope, Exit, MAX_BODY_BYTES, Phase, Reply, Request, Step, VERSION, kind};
+use crate::protocol::{self, Envelope, Exit, MAX_BODY_BYTES, Phase, Reply, Request, Step, kind};
 use crate::runtime::{Shared, blocking, remove_files};
 use crate::spec::Spec;
 
@@ -227,7 +227,7 @@ impl Container {
         let idle = lock(&self.inner.idle).take();
         let connection = match idle {
             Some(connection) => Some(connection),
-            None => connect(self.bundle()).ok(),
+            None => connect(self.bundle(), self.inner.record.version).ok(),
         };
         let mut kept_by_keeper = false;
         if let Some(connection) = connection {
@@ -278,7 +278,8 @@ impl Container {
 
     /// The same, with how many keepers were asked.
     async fn attempt(&self, request: Request) -> Result<(u32, Result<Reply, Error>), Error> {
-        let request = Envelope { version: VERSION, request };
+        // A keeper of an older release knows its own version, which its record has.
+        let request = Envelope { version: self.inner.record.version, request };
         let mut last = io::Error::from(io::ErrorKind::NotConnected);
         for attempts in 1..=2 {
             let connection = match self.source().await? {
@@ -326,7 +327,7 @@ impl Container {
 
     async fn find(&self) -> io::Result<Source> {
         let _one_at_a_time = self.inner.repairing.lock().await;
-        if let Ok(connection) = connect(self.bundle()) {
+        if let Ok(connection) = connect(self.bundle(), self.inner.record.version) {
             return Ok(Source::Keeper(connection));
         }
         if let Some(exit) = bundle::read_exit(self.bundle()) {
@@ -484,25 +485,28 @@ impl Input {
 
     async fn request(&self, request: Request) -> io::Result<()> {
         let connection = self.0.as_ref().ok_or(io::ErrorKind::BrokenPipe)?;
-        let body = serde_json::to_vec(&Envelope { version: VERSION, request })?;
+        let body = serde_json::to_vec(&Envelope { version: connection.version, request })?;
         connection.send(kind::MESSAGE, &body).await
     }
 }
 
-/// A socket to a keeper.
-pub(crate) struct Connection(AsyncFd<OwnedFd>);
+/// A socket to a keeper, and the version that this keeper speaks.
+pub(crate) struct Connection {
+    socket: AsyncFd<OwnedFd>,
+    version: u32,
+}
 
 impl Connection {
-    pub(crate) fn new(socket: OwnedFd) -> io::Result<Connection> {
+    pub(crate) fn new(socket: OwnedFd, version: u32) -> io::Result<Connection> {
         // SAFETY: the AsyncFd owns the descriptor, and never gives it away or replaces it.
         let socket =
             unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE | Interest::WRITABLE)? };
-        Ok(Connection(socket))
+        Ok(Connection { socket, version })
     }
 
     /// One request and its answer.
     pub(crate) async fn call(&self, request: Request) -> io::Result<Reply> {
-        self.exchange(&Envelope { version: VERSION, request }).await
+        self.exchange(&Envelope { version: self.version, request }).await
     }
 
     async fn exchange(&self, request: &Envelope) -> io::Result<Reply> {
@@ -515,11 +519,11 @@ impl Connection {
     }
 
     async fn send(&self, kind: u8, body: &[u8]) -> io::Result<()> {
-        self.0.async_io(Interest::WRITABLE, |socket| protocol::send(socket.as_fd(), kind, body)).await
+        self.socket.async_io(Interest::WRITABLE, |socket| protocol::send(socket.as_fd(), kind, body)).await
     }
 
     async fn receive(&self) -> io::Result<Option<(u8, Vec<u8>)>> {
-        self.0
+        self.socket
             .async_io(Interest::READABLE, |socket| {
                 let mut buffer = [0; MAX_BODY_BYTES + 1];
                 let packet = protocol::receive(socket.as_fd(), &mut buffer)?;
@@ -531,7 +535,7 @@ impl Connection {
     /// Whether the keeper has not hung up.
     fn is_open(&self) -> bool {
         use rustix::event::{PollFd, PollFlags, Timespec, poll};
-        let socket = self.0.get_ref();
+        let socket = self.socket.get_ref();
         let mut polled = [PollFd::new(socket, PollFlags::IN)];
         let _ = poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
         polled[0].revents().is_empty()
@@ -539,10 +543,10 @@ impl Connection {
 }
 
 /// Connects to the keeper that serves this bundle.
-fn connect(bundle: &Path) -> io::Result<Connection> {
+fn connect(bundle: &Path, version: u32) -> io::Result<Connection> {
     let dir = rustix::fs::open(bundle, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
     rustix::net::connect(&socket, &SocketAddrUnix::new(bundle::short_path(&dir, bundle::SOCKET))?)?;
-    Connection::new(socket)
+    Connection::new(socket, version)
 }

@@ -14,6 +14,8 @@ use serde::{Deserialize, Serialize};
 
 /// Of the requests and of the record in the bundle.
 pub const VERSION: u32 = 1;
+/// The oldest record that is read, and so the oldest keeper that is spoken to.
+pub const OLDEST: u32 = 1;
 /// A packet's body never exceeds this.
 pub const MAX_BODY_BYTES: usize = 32 * 1024;
 
@@ -146,4 +148,34 @@ pub(crate) fn receive<'b>(
 ) -> io::Result<Option<(u8, &'b [u8])>> {
     let (read, _) = rustix::net::recv(socket, &mut *buffer, RecvFlags::DONTWAIT)?;
     Ok(if read == 0 { None } else { Some((buffer[0], &buffer[1..read])) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a keeper of the first format was asked and answered, as it was recorded.
+    const RECORDED: &str = include_str!("../../../tests/formats/1/keeper.exchange");
+
+    #[test]
+    fn a_keeper_of_the_first_format_is_asked_and_understood() {
+        let mut answers = 0;
+        for line in RECORDED.lines() {
+            if let Some(asked) = line.strip_prefix("> ") {
+                // What that keeper refused was asked on purpose, to record the refusal.
+                let Ok(envelope) = serde_json::from_str::<Envelope>(asked) else {
+                    assert!(asked.contains("no-such"), "{asked}");
+                    continue;
+                };
+                assert_eq!(serde_json::to_string(&envelope).unwrap(), asked, "asked in the same words");
+            } else if let Some(answer) = line.strip_prefix("< ") {
+                serde_json::from_str::<Reply>(answer).unwrap();
+                answers += 1;
+            }
+        }
+        assert_eq!(answers, 10);
+        let last = RECORDED.lines().last().and_then(|line| line.strip_prefix("< ")).unwrap();
+        let Reply::Exited { exit } = serde_json::from_str(last).unwrap() else { panic!("{last}") };
+        assert_eq!((exit.code, exit.signal), (Some(2), None));
+    }
 }

@@ -100,6 +100,11 @@ impl Runtime {
         Ok(Runtime { shared: Arc::new(Shared { config, layout, exe }) })
     }
 
+    /// Moves a process that is to outlive the daemon, as keepers do, to a cgroup of this instance called `folder`.
+    pub fn house(&self, folder: &str, pid: u32) -> io::Result<()> {
+        self.shared.layout.house(&self.shared.config.instance, folder, pid)
+    }
+
     /// Makes a container, up to the point where its program could be started. When it fails, nothing is left.
     pub async fn create(&self, mut spec: Spec) -> Result<Container, Error> {
         complete(&mut spec)?;
@@ -167,10 +172,14 @@ impl Runtime {
     /// removed; what does not look like ours is left alone, and said.
     pub async fn reattach(&self) -> io::Result<Vec<Container>> {
         let dir = index(&self.shared.config);
-        let mut containers = Vec::new();
+        let (mut containers, mut newer) = (Vec::new(), Vec::new());
         for entry in fs::read_dir(&dir)? {
             let link = entry?.path();
             match self.look(&link) {
+                Ok(Entry::Newer) => {
+                    tracing::warn!(entry = %link.display(), "a newer release made this container: left as it is");
+                    newer.extend(link.file_name().and_then(|name| name.to_str()).map(str::to_owned));
+                }
                 Ok(Entry::Container(record)) => {
                     let container = Container::new(self.shared.clone(), record, None, None);
                     if let Err(error) = container.repair().await {
@@ -188,7 +197,8 @@ impl Runtime {
                 }
             }
         }
-        let kept: Vec<String> = containers.iter().map(|container| container.id().to_owned()).collect();
+        let known = containers.iter().map(|container| container.id().to_owned());
+        let kept: Vec<String> = known.chain(newer).collect();
         self.shared.layout.sweep(&self.shared.config.instance, &kept)?;
         Ok(containers)
     }
@@ -202,7 +212,13 @@ impl Runtime {
         if !is_below(&bundle, &self.shared.config.state_dir) {
             return Err(foreign("outside of the state folder"));
         }
-        let Ok(record) = Record::read(&bundle) else {
+        let record = Record::read(&bundle);
+        if let Err(error) = &record
+            && error.kind() == io::ErrorKind::Unsupported
+        {
+            return Ok(Entry::Newer);
+        }
+        let Ok(record) = record else {
             return match bundle::holds_only_ours(&bundle)? {
                 true => Ok(Entry::HalfMade(bundle)),
                 false => Err(foreign("has no record, and files that no container has")),
@@ -249,6 +265,8 @@ impl Runtime {
 enum Entry {
     Container(Arc<Record>),
     HalfMade(PathBuf),
+    /// A newer release made it: it runs on, and that release knows it.
+    Newer,
 }
 
 fn failure(deleted: Result<Result<(), crate::Error>, tokio::task::JoinError>) -> Option<String> {
@@ -288,7 +306,7 @@ impl Shared {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()?;
-        Ok((child, Connection::new(ours)?))
+        Ok((child, Connection::new(ours, VERSION)?))
     }
 
     /// The container's entry in the index: a link to its bundle.

@@ -134,6 +134,31 @@ impl Disk {
     }
 }
 
+/// Writes a store of its own to `path`, which must not exist: these entries, at that revision.
+pub(crate) fn write_copy<'a>(
+    path: &std::path::Path,
+    revision: Revision,
+    entries: impl Iterator<Item = (&'a str, &'a Entry)>,
+) -> Result<(), redb::Error> {
+    let database = Builder::new().create(path)?;
+    let mut transaction = database.begin_write()?;
+    transaction.set_durability(Durability::Immediate)?;
+    transaction.set_quick_repair(true);
+    {
+        let mut objects = transaction.open_table(OBJECTS)?;
+        let mut record = Vec::new();
+        for (key, entry) in entries {
+            encode(entry, &mut record);
+            objects.insert(key, record.as_slice())?;
+        }
+        let mut table = transaction.open_table(META)?;
+        table.insert("format", u64::from(FORMAT))?;
+        table.insert("revision", revision.0)?;
+    }
+    transaction.commit()?;
+    Ok(())
+}
+
 fn meta(database: &Database) -> Result<Option<(u64, Revision)>, redb::Error> {
     let transaction = database.begin_read()?;
     let table = match transaction.open_table(META) {

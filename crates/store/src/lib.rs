@@ -116,6 +116,23 @@ impl Snapshot {
     }
 }
 
+impl Snapshot {
+    /// Writes a store of its own into `folder`, which must have none: the entries that `keep` gives back, changed or
+    /// not, at this state's revision.
+    pub fn write_to(
+        &self,
+        folder: &Path,
+        keep: impl Fn(&str, &Entry) -> Option<Entry>,
+    ) -> Result<(), OpenError> {
+        let folder_error = |source| OpenError::Folder { path: folder.to_owned(), source };
+        std::fs::create_dir_all(folder).map_err(folder_error)?;
+        let kept: Vec<(&str, Entry)> =
+            self.entries.iter().filter_map(|(key, entry)| Some((&**key, keep(key, entry)?))).collect();
+        disk::write_copy(&folder.join(FILE), self.revision, kept.iter().map(|(key, entry)| (*key, entry)))
+            .map_err(|error| OpenError::Open(Box::new(error)))
+    }
+}
+
 /// The store; a clone is another handle on the same one.
 #[derive(Clone)]
 pub struct Store {

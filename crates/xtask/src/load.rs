@@ -74,6 +74,8 @@ pub(crate) struct Load {
 #[derive(Default)]
 struct Shared {
     done: AtomicU64,
+    /// How long the operations took that ended well, in microseconds, since they were last taken.
+    took_us: Mutex<Vec<u64>>,
     open: AtomicU64,
     lost: Mutex<BTreeMap<String, u64>>,
 }
@@ -104,6 +106,11 @@ impl Load {
     /// Operations that have ended well so far.
     pub(crate) fn done(&self) -> u64 {
         self.shared.done.load(Ordering::Relaxed)
+    }
+
+    /// How long the operations took that ended well since this was last asked, in microseconds.
+    pub(crate) fn take_times_us(&self) -> Vec<u64> {
+        std::mem::take(&mut *self.shared.took_us.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Operations that were lost so far.
@@ -143,11 +150,16 @@ async fn drive(target: Target, stop: Arc<AtomicBool>, shared: Arc<Shared>) {
         let (kept, shared) = (Arc::clone(&kept), Arc::clone(&shared));
         running.spawn(async move {
             let limit = Duration::from_secs(OPERATION_SECONDS_MAX);
+            let started = Instant::now();
             let result = match tokio::time::timeout(limit, operation(target, number, &kept)).await {
                 Ok(result) => result,
                 Err(_) => Err("time-out".to_owned()),
             };
             shared.open.fetch_sub(1, Ordering::Relaxed);
+            if result.is_ok() {
+                let took = started.elapsed().as_micros() as u64;
+                shared.took_us.lock().unwrap_or_else(PoisonError::into_inner).push(took);
+            }
             shared.count(result, target.protocol);
         });
     }

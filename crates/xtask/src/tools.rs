@@ -17,6 +17,10 @@ pub(crate) fn folder() -> Result<PathBuf> {
 
 /// The release binary, built if it is not current.
 pub(crate) fn gantry() -> Result<PathBuf> {
+    build(None)
+}
+
+fn build(version: Option<&str>) -> Result<PathBuf> {
     let mut command = Command::new(env!("CARGO"));
     // What cargo sets for this process would look like a changed environment to build scripts, and half of the
     // dependencies would be built again.
@@ -27,6 +31,10 @@ pub(crate) fn gantry() -> Result<PathBuf> {
             command.env_remove(&name);
         }
     }
+    match version {
+        Some(version) => command.env("GANTRY_VERSION", version),
+        None => command.env_remove("GANTRY_VERSION"),
+    };
     let output = command
         .args(["build", "--release", "--package", "gantry", "--message-format", "json-render-diagnostics"])
         .current_dir(crate::tidy::root()?)
@@ -45,6 +53,16 @@ pub(crate) fn gantry() -> Result<PathBuf> {
         }
     }
     bail!("cargo build named no executable")
+}
+
+/// A build of the same source that says it is of another release. The usual build is current again afterwards.
+pub(crate) fn gantry_of(version: &str) -> Result<PathBuf> {
+    // Only the crate of the binary looks at the variable, so only that is built anew.
+    let built = build(Some(version))?;
+    let kept = folder()?.join(format!("gantry-{version}"));
+    std::fs::copy(&built, &kept).with_context(|| format!("copy {}", built.display()))?;
+    gantry()?;
+    Ok(kept)
 }
 
 /// A tool that is one main package of a Go module, at a fixed version.

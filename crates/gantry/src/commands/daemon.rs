@@ -1,5 +1,9 @@
 //! `gantry daemon`: the process behind the commands.
 
+pub mod backup;
+pub mod install;
+pub mod upgrade;
+
 use std::{process::ExitCode, time::Duration};
 
 use clap::{ArgMatches, Subcommand as _};
@@ -21,20 +25,27 @@ use crate::{
     failure::{Failure, Result},
     launch::{self, Started, Stopped},
     output::{self, Format},
+    version::VERSION,
 };
 
+/// A certificate that runs out sooner was not renewed in time.
+const WARN_DAYS: i64 = 30;
 /// How long a daemon has to end.
 const STOP_DEADLINE: Duration = Duration::from_secs(30);
 
 pub static COMMAND: Command = Command {
     name: "daemon",
-    about: "Run, start, stop and look at the daemon",
+    about: "Run, start, stop, upgrade, back up and look at the daemon",
     examples: &[
         ("sudo gantry daemon start", "in the background; up does that by itself for root"),
         ("gantry daemon status", "is it there, where does it listen, where is its log"),
         ("sudo gantry daemon stop", "containers and ports stay"),
         ("sudo gantry daemon stop --all", "end all programs first"),
         ("sudo gantry daemon run", "in the foreground, under a service manager"),
+        ("sudo gantry daemon install", "as a service of systemd, which starts it after a reboot"),
+        ("sudo gantry daemon upgrade", "to the gantry that runs this; no request is lost"),
+        ("sudo gantry daemon backup all.gantry", "objects, images, keys, while it runs"),
+        ("sudo gantry daemon restore all.gantry", "into an empty state folder"),
     ],
     arguments: |command| {
         Action::augment_subcommands(command).subcommand_required(true).arg_required_else_help(true)
@@ -50,6 +61,14 @@ enum Action {
     Start,
     /// Stop it; containers and published ports stay
     Stop(Stop),
+    /// Let another binary take over from the daemon and the proxy; programs and their ports stay
+    Upgrade(upgrade::Upgrade),
+    /// Have systemd run it, from now on and after a reboot
+    Install,
+    /// Write everything that is to be kept into one file, while the daemon runs
+    Backup(backup::Backup),
+    /// Make a state folder from a backup
+    Restore(backup::Restore),
     /// Say whether it runs, where it listens and where its log is
     Status(output::Output),
 }
@@ -69,6 +88,9 @@ struct Status {
     pid: Option<i32>,
     state_dir: String,
     log: String,
+    /// Until the caller's client certificate runs out; it is renewed long before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    certificate_days_left: Option<i64>,
     #[serde(flatten)]
     endpoints: Option<access::Endpoints>,
 }
@@ -78,6 +100,10 @@ fn daemon(context: &Context, matches: &ArgMatches) -> Result<ExitCode> {
         Action::Run => run(context),
         Action::Start => context.block_on(start(context)),
         Action::Stop(args) => context.block_on(stop(context, args.all)),
+        Action::Upgrade(args) => upgrade::upgrade(context, &args),
+        Action::Install => context.block_on(install::install(context)),
+        Action::Backup(args) => backup::backup(context, &args),
+        Action::Restore(args) => backup::restore(context, &args),
         Action::Status(output) => context.block_on(status(context, output.format)),
     }
 }
@@ -85,7 +111,7 @@ fn daemon(context: &Context, matches: &ArgMatches) -> Result<ExitCode> {
 fn run(context: &Context) -> Result<ExitCode> {
     root(context, "run")?;
     let mut ready = || {
-        if let Err(error) = Started::Ready.tell() {
+        if let Err(error) = (Started::Ready { version: VERSION.to_owned() }).tell() {
             context.printer.warning(format!("tell that the daemon is ready: {error}"));
         }
     };
@@ -112,7 +138,7 @@ async fn start(context: &Context) -> Result<ExitCode> {
     root(context, "start")?;
     context.printer.progress("starting the daemon");
     let started = std::time::Instant::now();
-    let is_ours = launch::ensure(&context.settings, &context.cancel).await?;
+    let is_ours = install::start(context)? || launch::ensure(&context.settings, &context.cancel).await?;
     let facts = format!("daemon in {}", context.settings.state_dir.display());
     // Of two that start one at once, one waits for the other's.
     context.printer.step(if is_ours { "Started" } else { "Running" }, &facts, Some(started.elapsed()));
@@ -188,8 +214,10 @@ async fn end_all(context: &Context, client: &Client) -> Result<()> {
 async fn status(context: &Context, format: Format) -> Result<ExitCode> {
     let state_dir = &context.settings.state_dir;
     let running = launch::answers(state_dir).await?;
+    let access = access::Access::find(&context.settings).ok();
     let status = Status {
         running,
+        certificate_days_left: access.as_ref().and_then(access::Access::days_left),
         pid: launch::holder(state_dir)?.map(|pid| pid.as_raw_nonzero().get()),
         state_dir: state_dir.display().to_string(),
         log: access::log_path(state_dir).display().to_string(),
@@ -199,8 +227,12 @@ async fn status(context: &Context, format: Format) -> Result<ExitCode> {
         Format::Json | Format::Yaml => output::value(&status, format, &context.printer)?,
         _ => {
             let say = |key: &str, value: &str| context.printer.data(format!("{key:<12}{value}"));
-            let process = status.pid.map(|pid| format!("running, process {pid}"));
-            say("daemon", if running { process.as_deref().unwrap_or("running") } else { "not running" });
+            let version = status.endpoints.as_ref().map(|endpoints| endpoints.version.as_str());
+            let version =
+                version.filter(|version| !version.is_empty()).map(|version| format!(", gantry {version}"));
+            let process = status.pid.map(|pid| format!(", process {pid}"));
+            let running = format!("running{}{}", version.unwrap_or_default(), process.unwrap_or_default());
+            say("daemon", if status.running { &running } else { "not running" });
             if let Some(endpoints) = &status.endpoints {
                 say("kubernetes", &endpoints.kubernetes);
                 say("registry", &endpoints.registry);
@@ -208,10 +240,18 @@ async fn status(context: &Context, format: Format) -> Result<ExitCode> {
             }
             say("state", &status.state_dir);
             say("log", &status.log);
-            if let Ok(access) = access::Access::find(&context.settings) {
+            if let Some(access) = &access {
                 say("kubeconfig", &access.kubeconfig.display().to_string());
             }
+            if let Some(days) = status.certificate_days_left {
+                say("certificate", &format!("good for {days} days"));
+            }
         }
+    }
+    if let Some(days) = status.certificate_days_left.filter(|days| *days < WARN_DAYS) {
+        context.printer.warning(format!(
+            "the client certificate is good for {days} days; a daemon that runs renews it 60 days before: gantry daemon start"
+        ));
     }
     Ok(if running { ExitCode::SUCCESS } else { ExitCode::from(1) })
 }

@@ -60,7 +60,7 @@ pub static COMMANDS: &[&Command] = &[
 /// The whole command line.
 pub fn command_line() -> clap::Command {
     let mut root = clap::Command::new("gantry")
-        .version(env!("CARGO_PKG_VERSION"))
+        .version(crate::version::VERSION)
         .subcommand_required(true)
         .arg_required_else_help(true)
         .disable_help_subcommand(true)

@@ -44,6 +44,7 @@ async fn uninstall(context: &Context, matches: &ArgMatches) -> Result<ExitCode> 
         return Err(Failure::new(format!("{} is not a state folder of gantry", state_dir.display()))
             .hint("name it: gantry uninstall --state-dir DIR".to_owned()));
     }
+    daemon::install::uninstall(context)?;
     daemon::stop(context, true).await?;
     if args.purge {
         remove(state_dir)?;

@@ -31,10 +31,10 @@ struct Args {
 
 fn version(context: &Context, matches: &ArgMatches) -> Result<ExitCode> {
     let args: Args = parse(matches)?;
-    let version = env!("CARGO_PKG_VERSION");
+    let version = crate::version::VERSION;
     match args.output.format {
         Format::Json | Format::Yaml => {
-            let value = json!({ "version": version, "kubernetes": KUBERNETES, "architecture": std::env::consts::ARCH });
+            let value = json!({ "version": version, "kubernetes": KUBERNETES, "architecture": std::env::consts::ARCH, "upgrade": super::daemon::upgrade::About::own() });
             output::value(&value, args.output.format, &context.printer)?;
         }
         _ => context.printer.data(format!("gantry {version} (Kubernetes API {KUBERNETES})")),

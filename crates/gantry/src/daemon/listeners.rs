@@ -67,6 +67,7 @@ impl Listeners {
             kubernetes: address("kubernetes")?,
             registry: address("registry")?,
             console: address("console")?,
+            version: crate::version::VERSION.to_owned(),
         })
     }
 }

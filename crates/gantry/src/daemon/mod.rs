@@ -5,7 +5,10 @@
 //! other is opened beside it: a start is mostly waiting for the disk. Ended in the opposite one. Containers, the
 //! proxy and its sockets stay when the daemon goes, whichever way it goes.
 
+mod backup;
+mod certificates;
 mod console;
+mod control;
 mod garbage;
 mod kubeconfig;
 mod leases;
@@ -14,22 +17,29 @@ mod log;
 mod pki;
 mod proxy;
 mod state;
+mod systemd;
+mod takeover;
 mod teardown;
 mod user;
 
 pub use proxy::main as proxy_main;
+pub use takeover::main as takeover_main;
 pub use teardown::remove_outside;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use lifecycle::Scope;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
 
-use crate::access::Endpoints;
+use crate::format;
+use crate::version::VERSION;
+use certificates::Certificates;
+use control::Replacement;
 use listeners::Listeners;
 use pki::Authority;
 use state::State;
@@ -37,59 +47,112 @@ use state::State;
 /// How long tasks may take to end when the daemon is told to stop.
 const STOP_SECONDS: u64 = 10;
 
-/// Runs the daemon until SIGTERM or SIGINT. `ready` is called once, when everything answers.
+/// Runs the daemon until SIGTERM or SIGINT, or until another takes over: then the process goes on as that one's parent
+/// and does not return. `ready` is called once, when everything answers.
 pub fn run(state_dir: &Path, ready: &mut dyn FnMut()) -> Result<()> {
     let state = State::open(state_dir)?;
     log::start(&crate::access::log_path(&state.dir)).context("open the daemon's log")?;
-    let _lock =
-        durable::Lock::acquire(&state.lock_path()).context("another daemon owns this state folder")?;
+    let (lock, takes_over) = takeover::lock(&state)?;
     state.sweep()?;
     if let Err(error) = listen::raise_descriptors() {
         tracing::warn!(%error, "raise the limit of open descriptors");
     }
+    let now = jiff::Timestamp::now();
+    let format = format::agree(&state.dir, format::STEPS, VERSION, now).context("open the state folder")?;
+    let start = Start { stored: systemd::stored(), takes_over, format };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(worker_threads())
         .enable_all()
         .build()
         .context("start the runtime")?;
-    let result = runtime.block_on(serve(state, ready));
+    let ended = runtime.block_on(serve(state.clone(), start, ready));
     // What still runs on the blocking pool has no one left who waits for it.
     runtime.shutdown_timeout(Duration::from_secs(1));
-    result
+    match ended? {
+        End::Stopped => Ok(()),
+        End::Replaced(replacement) => Err(takeover::hand_over(&state, &lock, replacement)),
+    }
+}
+
+/// What this daemon was given.
+struct Start {
+    /// Listeners that the service manager held.
+    stored: Vec<(String, std::os::fd::OwnedFd)>,
+    /// From another daemon, whose proxy is to be replaced too.
+    takes_over: bool,
+    format: format::Agreed,
+}
+
+/// Why the daemon ends.
+enum End {
+    Stopped,
+    Replaced(Replacement),
 }
 
 fn worker_threads() -> usize {
     std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 8)
 }
 
-async fn serve(state: State, ready: &mut dyn FnMut()) -> Result<()> {
-    tracing::info!(state = %state.dir.display(), instance = state.instance, "daemon starts");
+async fn serve(state: State, given: Start, ready: &mut dyn FnMut()) -> Result<End> {
+    tracing::info!(state = %state.dir.display(), instance = state.instance, version = VERSION, "daemon starts");
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let scope = Scope::new("daemon");
-    start(&state, &scope).await?;
+    let takes_over = given.takes_over;
+    let (replace, mut replaced) = mpsc::channel(1);
+    let started = start(&state, given, replace, &scope).await?;
+    if takes_over {
+        // The one before is there until this is so.
+        started.proxy.await.context("the proxy was given up")?.context("replace the proxy")?;
+    }
     tracing::info!("ready");
     ready();
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+    systemd::notify("READY=1");
+    let end = tokio::select! {
+        _ = terminate.recv() => End::Stopped,
+        _ = interrupt.recv() => End::Stopped,
+        Some(replacement) = replaced.recv() => End::Replaced(replacement),
+    };
+    match &end {
+        End::Stopped => systemd::notify("STOPPING=1"),
+        End::Replaced(by) => tracing::info!(binary = %by.binary.display(), "another daemon takes over"),
     }
     tracing::info!("daemon stops; containers go on");
     let unfinished = scope.shutdown(Duration::from_secs(STOP_SECONDS)).await;
     if !unfinished.is_empty() {
         tracing::warn!(?unfinished, "tasks were cut off");
     }
-    Ok(())
+    // Writes that are queued are on disk before the next daemon opens the store.
+    started.objects.close().await;
+    Ok(end)
 }
 
-async fn start(state: &State, scope: &Scope) -> Result<()> {
+/// What of a started daemon is still needed.
+struct Started {
+    /// Told once a proxy of this release takes connections.
+    proxy: tokio::sync::oneshot::Receiver<Result<()>>,
+    objects: store::Store,
+}
+
+async fn start(
+    state: &State,
+    given: Start,
+    replace: mpsc::Sender<Replacement>,
+    scope: &Scope,
+) -> Result<Started> {
+    let Start { stored, takes_over, format } = given;
+    // Taken before anybody knows of this process.
+    let hangup = certificates::hangup()?;
     let (network, authority, images, objects, runtime, kept) = tokio::try_join!(
         beside(state, |state| {
             let config = network::Config { state_dir: state.dir, instance: state.instance };
             network::Network::open(config).context("open the network")
         }),
         beside(state, |state| {
-            Authority::open(&state.dir.join("ca")).map(Arc::new).context("open the certificate authority")
+            let clock = Arc::new(jiff::Timestamp::now);
+            Authority::open(&state.dir.join("ca"), clock)
+                .map(Arc::new)
+                .context("open the certificate authority")
         }),
         beside(state, |state| images::Store::open(&state.dir).context("open the image store")),
         beside(state, |state| {
@@ -97,7 +160,7 @@ async fn start(state: &State, scope: &Scope) -> Result<()> {
                 .context("open the object store")
         }),
         beside(state, open_runtime),
-        async { Ok(proxy::Kept::take(state, scope).await) },
+        async { Ok(proxy::Kept::take(state, stored, scope).await) },
     )?;
     let listeners = Listeners::open(state, &kept)?;
     let pod_facing = SocketAddr::from((network.router_ip(), API_PORT_IN_ROUTER));
@@ -105,23 +168,30 @@ async fn start(state: &State, scope: &Scope) -> Result<()> {
     let server = apiserver::Server::open(apiserver::Config {
         service_cidr: (service_cidr.address(), service_cidr.prefix()),
         advertise: Some(pod_facing),
-        ..apiserver::Config::new(objects)
+        ..apiserver::Config::new(objects.clone())
     });
     let server = async { server.await.context("open the API server") };
-    let (server, tls, ()) = tokio::try_join!(
-        server,
-        certify(state, &authority, &network),
-        issue(state, &authority, listeners.endpoints()?)
-    )?;
+    let endpoints = listeners.endpoints()?;
+    let (server, certificates) =
+        tokio::try_join!(server, certify(state, &authority, &network, endpoints.kubernetes.clone()))?;
+    let certificates = beside(state, move |state| {
+        certificates.issue()?;
+        state::write_endpoints(&state.dir, &endpoints)?;
+        Ok(certificates)
+    })
+    .await?;
 
-    serve_api(&server, &tls, &network, &listeners, pod_facing, scope)?;
+    serve_api(&server, &certificates.served.config(), &network, &listeners, pod_facing, scope)?;
     listeners::serve(&listeners, "registry", registry_router(state, &images)?, scope)?;
 
     // Before the node looks whom it has to wait for.
     let leases = leases::Leases::new(server.client(apiserver::Identity::admin()), state);
     leases.release_gone().await;
     leases.keep(scope);
-    let node = start_node(state, &server, &network, images.clone(), runtime, scope)?;
+    let node = start_node(state, &server, &network, images.clone(), runtime.clone(), scope)?;
+    let snapshots = backup::Snapshots::new(state, objects.clone(), images.clone())?;
+    control::serve(control::Doors { state: state.clone(), format, snapshots, replace }, scope)?;
+    scope.spawn("certificates", certificates.run(hangup));
     let client = server.client(apiserver::Identity::admin());
     let collector = garbage::Collector { images, node: node.clone(), client };
     scope.spawn("image garbage", collector.run(state.dir.clone()));
@@ -136,7 +206,9 @@ async fn start(state: &State, scope: &Scope) -> Result<()> {
         identities.client(identity)
     };
     controllers::start(client_for, scope);
-    proxy::hold(state, kept, listeners.named(), scope)
+    let hold = proxy::Hold { runtime, takes_over };
+    let proxy = proxy::hold(state, kept, listeners.named(), hold, scope)?;
+    Ok(Started { proxy, objects })
 }
 
 /// Runs what waits for the disk on a thread for it.
@@ -151,32 +223,13 @@ async fn beside<T: Send + 'static>(
 /// Where Pods find the API server: the router's address and the port that `kubernetes.default.svc` leads to.
 const API_PORT_IN_ROUTER: u16 = 6443;
 
-/// Writes the addresses and the kubeconfigs: root's, the proxy's, and that of the user behind sudo.
-async fn issue(state: &State, authority: &Arc<Authority>, endpoints: Endpoints) -> Result<()> {
-    let server = endpoints.kubernetes.clone();
-    let kubeconfig = |user: &'static str, group: &'static str, path: PathBuf| {
-        let (authority, server) = (Arc::clone(authority), server.clone());
-        beside(state, move |_| {
-            let issued = authority.client(user, Some(group))?;
-            kubeconfig::write(&path, &server, &authority, user, &issued)
-        })
-    };
-    let (inner, kubernetes) = (Arc::clone(authority), server.clone());
-    tokio::try_join!(
-        kubeconfig("admin", "system:masters", state.dir.join("kubeconfig")),
-        kubeconfig("system:gantry:proxy", "system:gantry", state.run("proxy.kubeconfig")),
-        beside(state, move |state| state::write_endpoints(&state.dir, &endpoints)),
-        beside(state, move |state| user::issue(&kubernetes, &inner, &state.registry_token()?)),
-    )?;
-    Ok(())
-}
-
-/// The API server's side of TLS.
+/// The API server's certificate, and what its clients are issued.
 async fn certify(
     state: &State,
     authority: &Arc<Authority>,
     network: &network::Network,
-) -> Result<Arc<rustls::ServerConfig>> {
+    server: String,
+) -> Result<Certificates> {
     let mut names: Vec<String> = ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc"]
         .into_iter()
         .map(str::to_owned)
@@ -189,8 +242,9 @@ async fn certify(
         network.router_ip().into(),
     ];
     let authority = Arc::clone(authority);
-    beside(state, move |_| {
-        authority.server_config(&names, &addresses).context("make the API server's certificate")
+    beside(state, move |state| {
+        let served = authority.serve(names, addresses).context("make the API server's certificate")?;
+        Ok(Certificates { state, authority, served, server })
     })
     .await
 }

@@ -168,10 +168,13 @@ pub fn known_port(endpoints: &Endpoints, name: &str) -> Option<u16> {
     address.rsplit_once(':')?.1.parse().ok()
 }
 
-/// Writes `endpoints.json`, readable by everyone: addresses are no secret.
+/// Writes `endpoints.json`, readable by everyone: addresses are no secret. What says so already is left alone.
 pub fn write_endpoints(dir: &Path, endpoints: &Endpoints) -> Result<()> {
     let path = dir.join("endpoints.json");
     let text = serde_json::to_vec_pretty(endpoints)?;
+    if std::fs::read(&path).is_ok_and(|old| old == text) {
+        return Ok(());
+    }
     durable::write(&path, &text).with_context(|| format!("write {}", path.display()))
 }
 

@@ -59,7 +59,7 @@ async fn containers(state: &State) -> Result<Vec<String>> {
 
 async fn proxy(state: &State) -> Result<Vec<String>> {
     let scope = lifecycle::Scope::new("teardown");
-    let holder = ::proxy::handover::Holder::new("teardown");
+    let holder = ::proxy::handover::Holder::new("teardown", "");
     // The process behind the state folder's own socket is ours; a number in a file might be anybody's by now.
     let Some(link) =
         ::proxy::handover::connect(&state.dir, &holder, &scope).await.context("find the proxy")?

@@ -39,7 +39,12 @@ pub(crate) fn up_one(sandbox: &Sandbox, fixture: &Fixture, version: usize) -> Re
 
 /// Where the load goes.
 pub(crate) fn targets(sandbox: &Sandbox) -> Result<Vec<Target>> {
-    FIXTURES
+    targets_of(sandbox, FIXTURES)
+}
+
+/// The same for some of them.
+pub(crate) fn targets_of(sandbox: &Sandbox, fixtures: &[Fixture]) -> Result<Vec<Target>> {
+    fixtures
         .iter()
         .map(|fixture| {
             let address = sandbox.address(fixture.name)?;

@@ -15,6 +15,7 @@ mod path;
 mod programs;
 mod replace;
 mod store;
+pub(crate) mod upgrade;
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -102,6 +103,7 @@ const RUNGS: &[Rung] = &[
     Rung { name: "bad-input", short: false, isolated: true, run: input::run },
     Rung { name: "figures", short: false, isolated: false, run: figures::run },
     Rung { name: "nothing-left", short: false, isolated: true, run: nothing::run },
+    Rung { name: "upgrade", short: false, isolated: true, run: upgrade::run },
     Rung { name: "doors", short: true, isolated: true, run: doors::run },
 ];
 

@@ -18,6 +18,7 @@ mod push;
 mod row;
 mod samples;
 mod start;
+mod upgrade;
 
 use std::path::PathBuf;
 use std::sync::mpsc;
@@ -80,6 +81,7 @@ pub(crate) const FIGURES: &[Figure] = &[
     cycle::FIGURE,
     apply::FIGURE,
     proxying::FIGURE,
+    upgrade::FIGURE,
 ];
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {

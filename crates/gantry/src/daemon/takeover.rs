@@ -1,0 +1,254 @@
+//! One daemon takes over from another.
+//!
+//! The daemon that is to go ends its tasks and closes its stores as it does at SIGTERM, and then becomes (execve) the
+//! hidden command `gantry takeover`: the same process, holding the lock of the state folder, with nothing else open. That
+//! starts the new binary and gives it the lock. Once the new daemon says that it serves, the process ends; if it does
+//! not, it is ended, and the old binary, which this process still runs, is started again. The lock is held all the time,
+//! so no command starts a daemon in between; connections wait in the listeners that the proxy holds.
+//!
+//! ```text
+//! bin/gantry        what a service manager starts (0700): the binary of the last start that was installed or upgraded
+//! bin/gantry.new    staged by `gantry daemon upgrade`; renamed once its daemon serves
+//! ```
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use durable::Lock;
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::FdFlags;
+
+use super::control::Replacement;
+use super::state::State;
+use super::systemd;
+use crate::access::{installed_binary, staged_binary};
+use crate::control::{Answer, write_line};
+use crate::launch::{READY_VARIABLE, Started};
+
+/// Names the descriptor that holds the state folder's lock, for a process that is given it.
+const LOCK_VARIABLE: &str = "GANTRY_LOCK_FD";
+/// Names the descriptor on which the command waits that asked for the replacement.
+const ASKER_VARIABLE: &str = "GANTRY_ASKER_FD";
+/// What a new daemon is given at least, and what the old one is given to start again.
+const DEADLINE_MIN: Duration = Duration::from_secs(1);
+const BACK_WITHIN: Duration = Duration::from_secs(120);
+/// Of the line that a daemon says about its start.
+const LINE_BYTES_MAX: u64 = 64 * 1024;
+/// How long a command may take to read how it went.
+const TELL_WITHIN: Duration = Duration::from_secs(5);
+
+/// Takes the state folder's lock, or takes it over from the daemon before. The answer's second part says which.
+pub fn lock(state: &State) -> Result<(Lock, bool)> {
+    let path = state.lock_path();
+    match inherited(LOCK_VARIABLE) {
+        Some(descriptor) => {
+            let lock = Lock::inherit(descriptor, &path).context("take over the state folder")?;
+            Ok((lock, true))
+        }
+        None => {
+            let lock = Lock::acquire(&path).context("another daemon owns this state folder")?;
+            Ok((lock, false))
+        }
+    }
+}
+
+/// Ends this daemon in favour of another. Its tasks have ended and its stores are closed. Returns only if it fails.
+pub fn hand_over(state: &State, lock: &Lock, replacement: Replacement) -> anyhow::Error {
+    let run = || -> Result<io::Error> {
+        let lock = lock.pass_on().context("pass the lock on")?;
+        let asker = OwnedFd::from(replacement.asker);
+        for descriptor in [&lock, &asker] {
+            rustix::io::fcntl_setfd(descriptor, FdFlags::empty())?;
+        }
+        let mut command = Command::new("/proc/self/exe");
+        command
+            .arg0("gantry")
+            .arg("takeover")
+            .arg(&state.dir)
+            .arg(&replacement.binary)
+            .arg(replacement.within.as_millis().to_string())
+            .env(LOCK_VARIABLE, lock.as_raw_fd().to_string())
+            .env(ASKER_VARIABLE, asker.as_raw_fd().to_string())
+            .env_remove(READY_VARIABLE);
+        Ok(command.exec())
+    };
+    match run() {
+        Ok(error) => anyhow::Error::from(error).context("start the takeover"),
+        Err(error) => error,
+    }
+}
+
+/// The hidden command `gantry takeover STATE BINARY MILLISECONDS`.
+pub fn main(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    let (Some(dir), Some(binary), Some(within)) = (arguments.next(), arguments.next(), arguments.next())
+    else {
+        return ExitCode::from(2);
+    };
+    let (Some(lock), asker) = (inherited(LOCK_VARIABLE), inherited(ASKER_VARIABLE)) else {
+        return ExitCode::from(2);
+    };
+    let Some(within) = within.to_str().and_then(|text| text.parse().ok()).map(Duration::from_millis) else {
+        return ExitCode::from(2);
+    };
+    let dir = PathBuf::from(dir);
+    let _ = super::log::start(&crate::access::log_path(&dir));
+    let takeover = Takeover { dir, lock, within: within.max(DEADLINE_MIN) };
+    let (answer, daemon) = takeover.run(Path::new(&binary));
+    tracing::info!(?answer, "the daemon was replaced, or was to be");
+    if let Some(pid) = daemon {
+        systemd::notify(&format!("MAINPID={pid}\nREADY=1"));
+    }
+    if let Some(asker) = asker {
+        let mut asker = UnixStream::from(asker);
+        let told = asker.set_write_timeout(Some(TELL_WITHIN)).and_then(|()| write_line(&mut asker, &answer));
+        if let Err(error) = told {
+            tracing::info!(%error, "the command that asked is gone");
+        }
+    }
+    if daemon.is_some() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+struct Takeover {
+    dir: PathBuf,
+    lock: OwnedFd,
+    within: Duration,
+}
+
+impl Takeover {
+    /// Starts the new daemon, or else the old one. What is to be said about it, and the process that serves.
+    fn run(&self, binary: &Path) -> (Answer, Option<u32>) {
+        let own = Path::new("/proc/self/exe");
+        let error = match self.start(binary, self.within) {
+            Ok((pid, version)) => {
+                if binary == staged_binary(&self.dir)
+                    && let Err(error) = durable::rename(binary, &installed_binary(&self.dir))
+                {
+                    tracing::error!(%error, "keep the new binary for later starts");
+                }
+                return (Answer::Replaced { version }, Some(pid));
+            }
+            Err(error) => format!("{error:#}"),
+        };
+        tracing::error!(error, "the new daemon did not start; the old one does again");
+        if binary == staged_binary(&self.dir) {
+            let _ = durable::remove(binary);
+        }
+        match self.start(own, BACK_WITHIN) {
+            Ok((pid, _)) => (Answer::WentBack { error }, Some(pid)),
+            Err(again) => (Answer::Down { error: format!("{error}; and the old one: {again:#}") }, None),
+        }
+    }
+
+    /// Starts a daemon from that binary and waits until it serves; its process and release.
+    fn start(&self, binary: &Path, within: Duration) -> Result<(u32, String)> {
+        let (read, write) =
+            rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context("make a pipe")?;
+        let said = self.dir.join("logs/daemon.stderr");
+        let output = File::create(&said).or_else(|_| File::options().write(true).open("/dev/null"));
+        let output = output.context("open the daemon's output")?;
+        let mut child = self.spawn(binary, write, output).context("run it")?;
+        let answer = wait(read, within);
+        match answer {
+            Ok(Some(Started::Ready { version })) => Ok((child.id(), version)),
+            Ok(Some(Started::Failed { error, .. })) => {
+                end(&mut child);
+                bail!("{error}")
+            }
+            Ok(None) => {
+                let status = end(&mut child);
+                let text = fs::read(&said).unwrap_or_default();
+                let text = String::from_utf8_lossy(&text);
+                let last = text.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("it said nothing");
+                bail!("it ended before it served ({status}): {last}")
+            }
+            Err(error) => {
+                end(&mut child);
+                Err(error)
+            }
+        }
+    }
+
+    fn spawn(&self, binary: &Path, ready: OwnedFd, output: File) -> io::Result<Child> {
+        let lock = self.lock.try_clone()?;
+        let mut command = Command::new(binary);
+        command
+            .arg0("gantry")
+            .args(["daemon", "run", "--state-dir"])
+            .arg(&self.dir)
+            .env(LOCK_VARIABLE, lock.as_raw_fd().to_string())
+            .env(READY_VARIABLE, ready.as_raw_fd().to_string())
+            .env_remove(ASKER_VARIABLE)
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(output.try_clone()?)
+            .stderr(output);
+        let descriptors = [lock.as_raw_fd(), ready.as_raw_fd()];
+        // SAFETY: between fork and exec only setsid and fcntl are called, which are async-signal-safe and allocate
+        // nothing; both descriptors are open until after spawn.
+        unsafe {
+            command.pre_exec(move || {
+                // Not an error for who leads a session already, and a new process never does.
+                let _ = rustix::process::setsid();
+                for descriptor in descriptors {
+                    rustix::io::fcntl_setfd(BorrowedFd::borrow_raw(descriptor), FdFlags::empty())?;
+                }
+                Ok(())
+            });
+        }
+        command.spawn()
+    }
+}
+
+/// Waits for the line that a daemon says about its start; `None` if it ended without one.
+fn wait(read: OwnedFd, within: Duration) -> Result<Option<Started>> {
+    let deadline = Instant::now() + within;
+    let mut file = File::from(read);
+    let mut line = Vec::new();
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = Timespec::try_from(left).context("the deadline")?;
+        let mut wanted = [PollFd::from_borrowed_fd(file.as_fd(), PollFlags::IN)];
+        match rustix::event::poll(&mut wanted, Some(&timeout)) {
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(error) => return Err(error).context("wait for it"),
+            Ok(0) => bail!("it did not serve within {} s", within.as_secs_f64()),
+            Ok(_) => {}
+        }
+        let mut part = [0; 4096];
+        let count = file.read(&mut part).context("hear from it")?;
+        line.extend_from_slice(&part[..count]);
+        if line.ends_with(b"\n") {
+            return serde_json::from_slice(&line).map(Some).context("understand what it said");
+        }
+        if count == 0 || line.len() as u64 > LINE_BYTES_MAX {
+            return Ok(None);
+        }
+    }
+}
+
+fn end(child: &mut Child) -> String {
+    let _ = child.kill();
+    child.wait().map_or_else(|error| error.to_string(), |status| status.to_string())
+}
+
+/// The descriptor that a variable names, if it is open.
+fn inherited(variable: &str) -> Option<OwnedFd> {
+    let number: i32 = std::env::var(variable).ok()?.parse().ok()?;
+    if number < 3 {
+        return None;
+    }
+    // SAFETY: the number is only looked at; a descriptor that is not open is an error of fcntl.
+    rustix::io::fcntl_getfd(unsafe { BorrowedFd::borrow_raw(number) }).ok()?;
+    // SAFETY: whoever started this process left it open for it, and nothing else in it knows the number.
+    let descriptor = unsafe { OwnedFd::from_raw_fd(number) };
+    rustix::io::fcntl_setfd(&descriptor, FdFlags::CLOEXEC).ok()?;
+    Some(descriptor)
+}
