@@ -125,6 +125,8 @@ StartLimitIntervalSec=0
 [Service]
 Type=notify
 NotifyAccess=all
+# Settings as variables, one a line: GANTRY_LOG=debug
+EnvironmentFile=-/etc/default/gantry
 ExecStart={binary} daemon run --state-dir {state_dir}
 # Told to stop, the daemon ends and stays away; died, it comes back at once.
 Restart=on-failure
