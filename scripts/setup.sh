@@ -27,6 +27,7 @@ if [ "$what" = test ] || [ "$what" = bench ]; then
   need skopeo skopeo
   need umoci umoci
   need haproxy haproxy
+  need nginx nginx-light
   need wrk wrk
   need runc runc
   need crun crun

@@ -248,7 +248,8 @@ async fn an_upgrade_becomes_a_relay() {
     .await;
     let backends = proxy.set(&[&server]);
     let mut stream = proxy.dial().await;
-    let request = "GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n";
+    let request = "GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+                   Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
     stream.write_all(request.as_bytes()).await.unwrap();
     let text = read_until(&mut stream, "hello").await;
     assert!(text.contains("101 Switching") && text.contains("Connection: Upgrade"));
@@ -538,6 +539,34 @@ async fn read_until_end(stream: &mut TcpStream, end: &str) -> Option<String> {
         }
     }
     String::from_utf8(text).ok()
+}
+
+#[tokio::test]
+async fn a_client_that_ends_its_direction_spoils_no_connection_for_the_next() {
+    let proxy = Proxy::start(AppProtocol::Http);
+    // Answers once more after the end of its input, as a server may that writes later.
+    let server = Server::start(|mut stream| async move {
+        let mut kept = Vec::new();
+        while read_until_end(&mut stream, "\r\n\r\n").await.is_some() {
+            // The client's end has passed through by now, or never will.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            if stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.is_err() {
+                return;
+            }
+        }
+        kept.push(stream);
+        std::future::pending::<()>().await;
+    })
+    .await;
+    proxy.set(&[&server]);
+    let mut first = proxy.dial().await;
+    first.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    first.shutdown().await.unwrap();
+    assert!(read_to_end(&mut first).await.ends_with("ok"));
+    // It cannot be sent twice, so a connection that takes nothing more shows.
+    let answer = proxy.say("POST / HTTP/1.1\nHost: x\nContent-Length: 0\nConnection: close\n\n").await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert_eq!(server.accepted.load(Ordering::SeqCst), 2);
 }
 
 #[tokio::test]

@@ -291,6 +291,7 @@ impl Session<'_> {
             shared,
             held,
             begun,
+            half_closed: false,
             out: Vec::new(),
         };
         response.run(Some(buffer), 0).await
@@ -317,6 +318,7 @@ impl Session<'_> {
             shared,
             held,
             begun,
+            half_closed: false,
             out: Vec::new(),
         };
         let mut responding = pin!(response.run(None, 0));
@@ -365,6 +367,7 @@ fn refusal(bad: Bad) -> Next {
         Bad::Length => "Content-Length is not one number",
         Bad::TransferCoding => "the only transfer coding is chunked",
         Bad::Method => "this is no forward proxy",
+        Bad::Upgrade => "a WebSocket's handshake has one Sec-WebSocket-Key of 24 bytes",
         Bad::Version => "only HTTP/1.0 and HTTP/1.1",
         Bad::TooManyFields | Bad::TooLong => "the head is too large",
         Bad::StartLine | Bad::FieldName | Bad::FieldValue | Bad::Connection => {
@@ -410,6 +413,8 @@ struct Response<'s> {
     held: &'s Held,
     /// Whether the client has got a part of a response.
     begun: &'s AtomicBool,
+    /// Our direction of the backend's connection has ended.
+    half_closed: bool,
     out: Vec<u8>,
 }
 
@@ -458,7 +463,7 @@ impl Response<'_> {
             return Ok(Answer {
                 status: response.status,
                 client_stays: !last,
-                backend_stays: !response.close && !self.request.old,
+                backend_stays: !response.close && !self.request.old && !self.half_closed,
                 sent,
                 uploaded: 0,
             });
@@ -506,8 +511,10 @@ impl Response<'_> {
             }
             match poll_fill(self.client, buffer, BUFFER_BYTES, context) {
                 Poll::Ready(Ok(0)) => {
-                    // The backend learns, as it would without a proxy, that the client has said its last word.
+                    // The backend learns, as it would without a proxy, that the client has said its last word. Nothing
+                    // more can be asked on this connection.
                     shutdown_write(self.upstream);
+                    self.half_closed = true;
                     *pipelined = None;
                 }
                 Poll::Ready(Ok(_)) => {}

@@ -31,6 +31,8 @@ pub(crate) enum Bad {
     /// `Connection` names a field that routing or framing needs.
     Connection,
     Method,
+    /// A WebSocket's handshake without its key.
+    Upgrade,
 }
 
 impl Bad {
@@ -61,6 +63,7 @@ enum Known {
     TransferEncoding,
     Underscore,
     Upgrade,
+    WebSocketKey,
 }
 
 /// Servers that hand fields on as variables (CGI, WSGI) read `_` as `-`: such a name counts as the one it would become.
@@ -85,6 +88,7 @@ fn known(name: &[u8]) -> Known {
         },
         16 if is("proxy-connection") => Known::Hop,
         16 if is("x-forwarded-host") || is("x-forwarded-port") => Known::Forwarded,
+        17 if is("sec-websocket-key") => Known::WebSocketKey,
         17 if is("transfer-encoding") => exact(Known::TransferEncoding),
         17 if is("x-forwarded-proto") => match exact(Known::ForwardedProto) {
             Known::Underscore => Known::Forwarded,
@@ -265,8 +269,13 @@ struct Summary {
     upgrade: bool,
     hosts: usize,
     host: Option<Field>,
+    web_socket: bool,
+    web_socket_keys: usize,
     rewrite: bool,
 }
+
+/// 16 bytes in base64 (RFC 6455, 4.1).
+const WEB_SOCKET_KEY_BYTES: usize = 24;
 
 fn summarize(head: &[u8], fields: &[Field]) -> Result<Summary, Bad> {
     let mut summary = Summary::default();
@@ -299,6 +308,10 @@ fn summarize(head: &[u8], fields: &[Field]) -> Result<Summary, Bad> {
                 summary.rewrite = true;
                 // An upgrade to h2c would carry requests past this parser.
                 summary.upgrade = !value.is_empty() && !contains_h2c(value);
+                summary.web_socket |= value.eq_ignore_ascii_case(b"websocket");
+            }
+            Known::WebSocketKey => {
+                summary.web_socket_keys += usize::from(value.len() == WEB_SOCKET_KEY_BYTES)
             }
             Known::Hop | Known::Forwarded | Known::ForwardedFor | Known::ForwardedProto => {
                 summary.rewrite = true;
@@ -382,6 +395,11 @@ pub(crate) fn request(head: &[u8], found: &mut Vec<Field>) -> Result<Request, Ba
     if summary.chunked && old {
         return Err(Bad::TransferCoding);
     }
+    let upgrade = summary.upgrade && summary.upgrade_asked && !old;
+    // A handshake that a backend may not take for one: what follows would be read in two ways.
+    if upgrade && summary.web_socket && summary.web_socket_keys != 1 {
+        return Err(Bad::Upgrade);
+    }
     let framing = match summary.length {
         _ if summary.chunked => Framing::Chunked,
         Some(length) if length > 0 => Framing::Length(length),
@@ -393,7 +411,7 @@ pub(crate) fn request(head: &[u8], found: &mut Vec<Field>) -> Result<Request, Ba
         close: summary.close || old,
         is_head: method == b"HEAD",
         idempotent: matches!(method, b"GET" | b"HEAD" | b"OPTIONS" | b"PUT" | b"DELETE" | b"TRACE"),
-        upgrade: summary.upgrade && summary.upgrade_asked && !old,
+        upgrade,
         rewrite: summary.rewrite,
     })
 }

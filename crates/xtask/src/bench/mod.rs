@@ -12,7 +12,7 @@ mod keeper;
 mod memory;
 mod peers;
 mod pod;
-mod process;
+pub(crate) mod process;
 mod proxying;
 mod push;
 mod row;

@@ -21,8 +21,11 @@ fn good_requests_are_understood() {
     assert!(parse("GET / HTTP/1.1\nHost: x\nConnection: close\n\n").unwrap().close);
     assert!(parse("GET / HTTP/1.0\n\n").unwrap().old);
     let upgrade =
-        parse("GET / HTTP/1.1\nHost: x\nConnection: keep-alive, Upgrade\nUpgrade: websocket\n\n").unwrap();
+        parse("GET / HTTP/1.1\nHost: x\nConnection: keep-alive, Upgrade\nUpgrade: other\n\n").unwrap();
     assert!(upgrade.upgrade);
+    let key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==";
+    let text = format!("GET / HTTP/1.1\nHost: x\nConnection: Upgrade\nUpgrade: websocket\n{key}\n\n");
+    assert!(parse(&text).unwrap().upgrade);
     assert!(parse("GET / HTTP/1.1\nHost: x\nX-Empty:\nX-Utf: grün\n\n").is_ok());
     assert!(parse("GET http://X.example/p HTTP/1.1\nHost: x.example:80\n\n").is_ok());
     assert!(parse("GET http://x/ HTTP/1.0\n\n").is_ok());
@@ -75,6 +78,11 @@ fn what_could_be_read_in_two_ways_is_refused() {
         ("POST / HTTP/1.1\nHost: x\nContent-Length: 003\n\n", Bad::Length),
         ("POST / HTTP/1.1\nHost: x\nContent-Length: 00\n\n", Bad::Length),
         ("POST / HTTP/1.1\nHost: x\nContent_Length: 3\n\n", Bad::Underscore),
+        ("GET / HTTP/1.1\nHost: x\nConnection: Upgrade\nUpgrade: websocket\n\n", Bad::Upgrade),
+        (
+            "GET / HTTP/1.1\nHost: x\nConnection: Upgrade\nUpgrade: WebSocket\nSec-WebSocket-Key: eA==\n\n",
+            Bad::Upgrade,
+        ),
         ("POST / HTTP/1.1\nHost: x\nTransfer_Encoding: chunked\n\n", Bad::Underscore),
         ("POST / HTTP/1.1\nHost: x\nContent-Length: 3\ntransfer_encoding: chunked\n\n", Bad::Underscore),
         ("GET / HTTP/1.1\nHost: x y\n\n", Bad::Host),
@@ -137,8 +145,8 @@ fn the_backend_gets_the_client_s_address_and_nothing_of_this_hop() {
         "GET / HTTP/1.1\nHost: x\nA: b\nX-Forwarded-For: 198.51.100.1, 192.0.2.1\nX-Forwarded-Proto: http\n\n"
     );
     assert_eq!(
-        forwarded("GET / HTTP/1.1\nHost: x\nUpgrade: websocket\nConnection: Upgrade\n\n"),
-        "GET / HTTP/1.1\nHost: x\nUpgrade: websocket\nConnection: Upgrade\nX-Forwarded-For: 192.0.2.1\n\
+        forwarded("GET / HTTP/1.1\nHost: x\nUpgrade: other\nConnection: Upgrade\n\n"),
+        "GET / HTTP/1.1\nHost: x\nUpgrade: other\nConnection: Upgrade\nX-Forwarded-For: 192.0.2.1\n\
          X-Forwarded-Proto: http\n\n"
     );
 }
@@ -161,8 +169,8 @@ fn responses_are_framed_and_forwarded() {
     assert!(response.close && response.framing == Framing::UntilClose);
     assert_eq!(text, "HTTP/1.1 200\nA: b\nConnection: close\n\n");
     let (_, text) =
-        answered("HTTP/1.1 101 Switching\nUpgrade: websocket\nConnection: Upgrade\n\n", false).unwrap();
-    assert_eq!(text, "HTTP/1.1 101 Switching\nUpgrade: websocket\nConnection: Upgrade\n\n");
+        answered("HTTP/1.1 101 Switching\nUpgrade: other\nConnection: Upgrade\n\n", false).unwrap();
+    assert_eq!(text, "HTTP/1.1 101 Switching\nUpgrade: other\nConnection: Upgrade\n\n");
     assert_eq!(answered("HTTP/1.1 304 Not\nContent-Length: 5\n\n", false).unwrap().0.framing, Framing::Empty);
     assert!(answered("HTTP/1.0 200 OK\nContent-Length: 5\n\n", false).unwrap().0.close);
     let two = answered("HTTP/1.1 200 OK\nContent-Length: 5\nTransfer-Encoding: chunked\n\n", false);

@@ -6,6 +6,7 @@
 mod certs;
 mod containers;
 mod modes;
+mod proxy;
 mod stage;
 
 use anyhow::Result;
@@ -26,7 +27,7 @@ pub(super) struct Door {
 }
 
 /// Every family.
-const FAMILIES: &[&[Door]] = &[certs::DOORS, containers::DOORS, modes::DOORS];
+const FAMILIES: &[&[Door]] = &[certs::DOORS, containers::DOORS, modes::DOORS, proxy::DOORS];
 
 pub(crate) fn run(setting: &Setting) -> Result<Seen> {
     let mut open = Vec::new();
