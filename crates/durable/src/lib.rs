@@ -7,9 +7,11 @@
 pub mod lock;
 pub mod record;
 mod staged;
+mod tree;
 
 pub use lock::Lock;
 pub use staged::{Staged, commit_together};
+pub use tree::remove_dir_all;
 
 use std::fs::{DirBuilder, File};
 use std::io;

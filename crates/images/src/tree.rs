@@ -167,7 +167,7 @@ pub(crate) fn sweep(trees: &Path) -> Result<()> {
         let entry = entry.map_err(Error::io("listing", trees))?;
         if entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
             let path = entry.path();
-            fs::remove_dir_all(&path).map_err(Error::io("removing", &path))?;
+            durable::remove_dir_all(&path).map_err(Error::io("removing", &path))?;
         }
     }
     Ok(())
@@ -177,7 +177,7 @@ pub(crate) fn sweep(trees: &Path) -> Result<()> {
 pub(crate) fn discard(trees: &Path, path: &Path) -> Result<()> {
     let temporary = Temporary::new(trees)?;
     fs::rename(path, temporary.0.join("old")).map_err(Error::io("removing", path))?;
-    fs::remove_dir_all(&temporary.0).map_err(Error::io("removing", &temporary.0))
+    durable::remove_dir_all(&temporary.0).map_err(Error::io("removing", &temporary.0))
 }
 
 /// A folder that is removed with its content unless it was renamed.
@@ -201,7 +201,7 @@ impl Temporary {
 impl Drop for Temporary {
     fn drop(&mut self) {
         if self.0.exists()
-            && let Err(error) = fs::remove_dir_all(&self.0)
+            && let Err(error) = durable::remove_dir_all(&self.0)
         {
             tracing::warn!(path = %self.0.display(), %error, "a half-unpacked tree stays until the next start");
         }

@@ -426,7 +426,7 @@ async fn sweep(deps: &Arc<Deps>, known: &BTreeSet<String>) {
             let uid = entry.file_name().to_string_lossy().into_owned();
             if !known.contains(&uid) {
                 crate::volumes::unmount_below(&entry.path())?;
-                std::fs::remove_dir_all(entry.path())?;
+                durable::remove_dir_all(&entry.path())?;
                 gone.push(uid);
             }
         }
@@ -436,7 +436,7 @@ async fn sweep(deps: &Arc<Deps>, known: &BTreeSet<String>) {
             // <namespace>_<pod>_<uid>: none of the three has an underscore.
             let uid = name.splitn(3, '_').nth(2);
             if uid.is_some_and(|uid| !known.contains(uid)) {
-                std::fs::remove_dir_all(entry.path())?;
+                durable::remove_dir_all(&entry.path())?;
             }
         }
         io::Result::Ok(gone)

@@ -411,7 +411,7 @@ pub(crate) fn remove_files(bundle: &Path, link: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         result => result,
     };
-    gone(fs::remove_dir_all(bundle))?;
+    gone(durable::remove_dir_all(bundle))?;
     gone(fs::remove_file(link))
 }
 

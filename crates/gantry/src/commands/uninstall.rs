@@ -77,6 +77,6 @@ fn remove(state_dir: &std::path::Path) -> Result<()> {
         return Err(Failure::new(format!("{place} is still mounted, so nothing was removed"))
             .hint(format!("umount {place}")));
     }
-    let removed = std::fs::remove_dir_all(state_dir);
+    let removed = durable::remove_dir_all(state_dir);
     removed.map_err(|error| Failure::from_error(&error).context(format!("remove {}", state_dir.display())))
 }

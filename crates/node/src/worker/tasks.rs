@@ -276,7 +276,7 @@ pub(super) async fn clear(
     let volumes = deps.pod_dir(uid).join("volumes");
     blocking(move || {
         volumes::unmount_below(&volumes)?;
-        match std::fs::remove_dir_all(&volumes) {
+        match durable::remove_dir_all(&volumes) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         }
@@ -290,7 +290,7 @@ pub(super) async fn forget(deps: &Deps, pod: &Pod) {
     let dirs = [deps.pod_dir(pod.metadata.uid.as_deref().unwrap_or_default()), deps.log_dir(pod)];
     let removed = blocking(move || {
         for dir in dirs {
-            if let Err(error) = std::fs::remove_dir_all(&dir)
+            if let Err(error) = durable::remove_dir_all(&dir)
                 && error.kind() != std::io::ErrorKind::NotFound
             {
                 tracing::warn!(dir = %dir.display(), %error, "remove a Pod's folder");
