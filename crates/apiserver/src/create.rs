@@ -156,14 +156,31 @@ async fn store_named(
             Ok(Written::Dry(new))
         };
     }
-    let stored = api.store.put(&key, Expect::Absent, |revision| object::encode(kind, new, revision)).await;
+    let stored = put(api, &key, Expect::Absent, kind, new, kind.beyond_quota).await;
     match stored {
         Ok(entry) => {
             expire::after_write(api, kind, &entry).await;
             Ok(Written::Stored(entry))
         }
         Err(store::write::Error::Exists(_)) => Err(Status::already_exists(target)),
-        Err(error) => Err(not_written(&error)),
+        Err(error) => Err(not_written(target, &error)),
+    }
+}
+
+/// Writes an object; `beyond_quota`: even when the store's quota is used up.
+pub(crate) async fn put(
+    api: &Api,
+    key: &str,
+    expect: Expect,
+    kind: &'static Kind,
+    object: Value,
+    beyond_quota: bool,
+) -> Result<store::Entry, store::write::Error> {
+    let encode = move |revision| object::encode(kind, object, revision);
+    if beyond_quota {
+        api.store.put_beyond_quota(key, expect, encode).await
+    } else {
+        api.store.put(key, expect, encode).await
     }
 }
 
@@ -178,8 +195,11 @@ pub(crate) fn refuse_invalid(kind: &Kind, name: &str, errors: &[field::Error]) -
 }
 
 /// A write that the store could not do.
-pub(crate) fn not_written(error: &store::write::Error) -> Status {
+pub(crate) fn not_written(target: Target<'_>, error: &store::write::Error) -> Status {
     let hint = error.hint().map_or_else(String::new, |hint| format!(" ({hint})"));
+    if matches!(error, store::write::Error::Quota { .. }) {
+        return Status::forbidden(target, &format!("{error}{hint}"));
+    }
     let cause = std::error::Error::source(error).map_or_else(String::new, |cause| format!(": {cause}"));
     tracing::error!(%error, cause, "write");
     Status::internal(format!("{error}{cause}{hint}"))

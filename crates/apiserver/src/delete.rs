@@ -3,7 +3,7 @@
 use axum::body::Body;
 use http::{Response, StatusCode};
 use jiff::{SignedDuration, Timestamp};
-use resources::kind::{Deletion, Kind};
+use resources::kind::Deletion;
 use resources::status::{Status, Target};
 use serde_json::{Value, json};
 use store::{Entry, Expect};
@@ -106,7 +106,7 @@ pub(crate) async fn run(api: &Api, place: &Place, options: &DeleteOptions) -> Re
             Deletion::Immediate => finish(old, options, None, api.now()),
             Deletion::Graceful(seconds) => graceful(old, options, seconds, api.now()),
         };
-        if let Some(deleted) = execute(api, kind, &key, &entry, step, options.dry_run).await? {
+        if let Some(deleted) = execute(api, place, &key, &entry, step, options.dry_run).await? {
             return Ok(deleted);
         }
     }
@@ -115,20 +115,19 @@ pub(crate) async fn run(api: &Api, place: &Place, options: &DeleteOptions) -> Re
 
 async fn execute(
     api: &Api,
-    kind: &'static Kind,
+    place: &Place,
     key: &str,
     entry: &Entry,
     step: Step,
     dry_run: bool,
 ) -> Result<Option<Deleted>, Status> {
+    let kind = place.kind;
     let expect = Expect::Revision(entry.revision);
     let (gone, result) = match step {
         Step::Nothing(object) => return Ok(Some(Deleted::Pending(object))),
         Step::Write(object) if dry_run => return Ok(Some(Deleted::Stays(object))),
         Step::Remove(object) if dry_run => return Ok(Some(Deleted::Gone(object))),
-        Step::Write(object) => {
-            (false, api.store.put(key, expect, move |revision| object::encode(kind, object, revision)).await)
-        }
+        Step::Write(object) => (false, create::put(api, key, expect, kind, object, true).await),
         Step::Remove(object) => (
             true,
             api.store.delete(key, expect, move |revision| object::encode(kind, object, revision)).await,
@@ -140,7 +139,7 @@ async fn execute(
             Ok(Some(if gone { Deleted::Gone(object) } else { Deleted::Stays(object) }))
         }
         Err(store::write::Error::Changed(_) | store::write::Error::Missing) => Ok(None),
-        Err(error) => Err(create::not_written(&error)),
+        Err(error) => Err(create::not_written(place.target(), &error)),
     }
 }
 

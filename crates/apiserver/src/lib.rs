@@ -23,6 +23,7 @@ mod health;
 mod identity;
 mod impersonate;
 mod list;
+mod listing;
 mod measure;
 mod meta;
 mod namespace;

@@ -7,20 +7,18 @@ use base64::Engine as _;
 use base64::alphabet::URL_SAFE;
 use base64::engine::DecodePaddingMode;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, URL_SAFE_NO_PAD};
-use http::{Response, StatusCode};
+use http::Response;
 use resources::kind::Kind;
 use resources::status::Status;
-use resources::table;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use store::{Entry, Revision, Snapshot};
 
 use crate::handle::Call;
-use crate::negotiate::{Accepted, Shape};
 use crate::path::Place;
 use crate::query::ListOptions;
 use crate::select::Selection;
-use crate::{Api, negotiate, object, read, respond};
+use crate::{Api, listing, object, read};
 
 const OTHER_PAGE_EXPIRED: &str = "The provided continue parameter is too old to display a consistent list result. You can start a new list without the continue parameter, or use the continue token in this response to retrieve the remainder of the results. Continuing with the provided token results in an inconsistent list - objects that were created, modified, or deleted between the time the first chunk was returned and now may show up in the list.";
 
@@ -90,7 +88,8 @@ pub(crate) async fn list(api: &Api, place: &Place, call: &Call) -> Result<Respon
     let prefix = object::prefix(place.kind, &place.namespace);
     let (snapshot, start) = state(api, place.kind, &prefix, &options).await?;
     let page = page(place.kind, &snapshot, &prefix, start.as_deref(), options.limit, &selection);
-    write(api, place.kind, call.accepted, &page)
+    let metadata = metadata(&page);
+    listing::respond(place.kind, call.accepted, page.entries, metadata, api.now())
 }
 
 /// What a deletion of a collection is about: namespaces and names, and the answer.
@@ -109,7 +108,8 @@ pub(crate) async fn for_deletion(
         let object = object::decode(place.kind, &entry.value)?;
         names.push((object::namespace(&object).to_owned(), object::name(&object).to_owned()));
     }
-    Ok((names, write(api, place.kind, call.accepted, &page)?))
+    let metadata = metadata(&page);
+    Ok((names, listing::respond(place.kind, call.accepted, page.entries, metadata, api.now())?))
 }
 
 /// The state to list, and the key to start at.
@@ -210,65 +210,6 @@ fn metadata(page: &Page) -> Value {
         metadata["remainingItemCount"] = remaining.into();
     }
     metadata
-}
-
-fn write(api: &Api, kind: &Kind, accepted: Accepted, page: &Page) -> Result<Response<Body>, Status> {
-    let metadata = metadata(page);
-    if accepted.is_plain() {
-        let size: usize = page.entries.iter().map(|entry| entry.value.len() + 1).sum();
-        let mut body = Vec::with_capacity(size + 256);
-        body.extend_from_slice(
-            format!(
-                "{{\"kind\":\"{}List\",\"apiVersion\":\"{}\",\"metadata\":{metadata},\"items\":[",
-                kind.kind,
-                kind.api_version()
-            )
-            .as_bytes(),
-        );
-        for (index, entry) in page.entries.iter().enumerate() {
-            if index > 0 {
-                body.push(b',');
-            }
-            object::item(kind, &entry.value, &mut body)?;
-        }
-        body.extend_from_slice(b"]}\n");
-        return Ok(respond::bytes(StatusCode::OK, negotiate::JSON, body));
-    }
-    let decoded = |entry: &Entry| object::decode(kind, &entry.value);
-    let objects: Vec<Value> = page.entries.iter().map(decoded).collect::<Result<_, _>>()?;
-    let list = match accepted.shape {
-        Shape::Table(include) => table::table(kind, &objects, metadata, include, api.now(), true),
-        Shape::Partial { list: true } => json!({
-            "kind": "PartialObjectMetadataList",
-            "apiVersion": "meta.k8s.io/v1",
-            "metadata": metadata,
-            "items": objects.iter().map(table::partial_metadata).collect::<Vec<_>>(),
-        }),
-        Shape::Partial { list: false } => {
-            return Err(respond::not_acceptable(&format!(
-                "you requested PartialObjectMetadata, but the requested object is a list (*{}.{}List)",
-                kind.version, kind.kind
-            )));
-        }
-        Shape::Whole => {
-            let items: Vec<Value> = objects.into_iter().map(without_type).collect();
-            json!({
-                "kind": format!("{}List", kind.kind),
-                "apiVersion": kind.api_version(),
-                "metadata": metadata,
-                "items": items,
-            })
-        }
-    };
-    Ok(respond::value(accepted, StatusCode::OK, &list))
-}
-
-fn without_type(mut object: Value) -> Value {
-    if let Some(map) = object.as_object_mut() {
-        map.remove("apiVersion");
-        map.remove("kind");
-    }
-    object
 }
 
 #[cfg(test)]

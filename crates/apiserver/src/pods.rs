@@ -60,10 +60,11 @@ pub(crate) async fn bind(
         }
         let kind = place.kind;
         let expect = Expect::Revision(entry.revision);
-        match api.store.put(&key, expect, move |revision| object::encode(kind, pod, revision)).await {
+        // What was admitted may run.
+        match create::put(api, &key, expect, kind, pod, true).await {
             Ok(_) => return Ok(success(call)),
             Err(store::write::Error::Changed(_) | store::write::Error::Missing) => {}
-            Err(error) => return Err(create::not_written(&error)),
+            Err(error) => return Err(create::not_written(place.target(), &error)),
         }
     }
     Err(Status::modified(place.target()))

@@ -161,12 +161,14 @@ async fn attempt(
         return Ok(Some(Written::Dry(new)));
     }
     let expect = Expect::Revision(entry.revision);
-    let stored = api.store.put(key, expect, move |revision| object::encode(kind, new, revision)).await;
+    // What reports, holds or ends something is written beyond the quota: else nothing could become less.
+    let beyond_quota = status || kind.beyond_quota || object::is_deleting(&old);
+    let stored = create::put(api, key, expect, kind, new, beyond_quota).await;
     drop(allocating);
     match stored {
         Ok(entry) => Ok(Some(Written::Stored(entry))),
         Err(store::write::Error::Changed(_) | store::write::Error::Missing) => Ok(None),
-        Err(error) => Err(create::not_written(&error)),
+        Err(error) => Err(create::not_written(place.target(), &error)),
     }
 }
 
@@ -187,7 +189,7 @@ async fn end(
     match api.store.delete(key, Expect::Revision(entry.revision), encode).await {
         Ok(_) => Ok(Some(Written::Dry(answer))),
         Err(store::write::Error::Changed(_) | store::write::Error::Missing) => Ok(None),
-        Err(error) => Err(create::not_written(&error)),
+        Err(error) => Err(create::not_written(change.place.target(), &error)),
     }
 }
 

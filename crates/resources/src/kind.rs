@@ -332,6 +332,8 @@ pub struct Kind {
     pub create_on_update: bool,
     /// A PUT without resourceVersion is allowed.
     pub unconditional_update: bool,
+    /// Whether objects are written even when the store's quota is used up: the daemon's own hold on things.
+    pub beyond_quota: bool,
     /// A DELETE that removes the object at once answers the object, not a Status.
     pub delete_returns_object: bool,
     /// What a writer is told although the object is accepted (`Warning` headers); old is there on update.
@@ -378,6 +380,7 @@ impl Kind {
         selectable_fields: &[],
         create_on_update: false,
         unconditional_update: true,
+        beyond_quota: false,
         delete_returns_object: false,
         warnings: |_, _| Vec::new(),
         stored_as: None,

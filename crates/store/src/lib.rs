@@ -63,11 +63,19 @@ pub struct Options {
     pub ring_bytes: usize,
     /// Writes that may wait for the owner; more wait in their callers.
     pub queue: usize,
+    /// Bytes of keys and values: what would lead beyond is refused. All of it is in memory.
+    pub quota_bytes: u64,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { cache_bytes: 2 << 20, ring_events: 4096, ring_bytes: 4 << 20, queue: 256 }
+        Options {
+            cache_bytes: 2 << 20,
+            ring_events: 4096,
+            ring_bytes: 4 << 20,
+            queue: 256,
+            quota_bytes: 1 << 30,
+        }
     }
 }
 
@@ -199,7 +207,7 @@ impl Store {
             reached: tokio::sync::watch::Sender::new(revision),
         });
         let (commands, queue) = mpsc::channel(options.queue);
-        let owner = owner::Owner::new(disk, shared.clone());
+        let owner = owner::Owner::new(disk, shared.clone(), options.quota_bytes);
         std::thread::Builder::new()
             .name("store".into())
             .spawn(move || owner.run(queue))
@@ -247,16 +255,36 @@ impl Store {
         self.shared.state.read().unwrap_or_else(|poisoned| poisoned.into_inner()).get(key).cloned()
     }
 
-    /// Writes `key` if `expect` holds; `encode` is given the revision that the write gets.
+    /// Writes `key` if `expect` holds and the quota allows it; `encode` is given the revision that the write gets.
     pub async fn put(
         &self,
         key: &str,
         expect: Expect,
         encode: impl FnOnce(Revision) -> Vec<u8> + Send + 'static,
     ) -> Result<Entry, write::Error> {
+        self.write(key, expect, false, Box::new(encode)).await
+    }
+
+    /// [`Store::put`] beyond the quota: for what has to be written so that anything can become less.
+    pub async fn put_beyond_quota(
+        &self,
+        key: &str,
+        expect: Expect,
+        encode: impl FnOnce(Revision) -> Vec<u8> + Send + 'static,
+    ) -> Result<Entry, write::Error> {
+        self.write(key, expect, true, Box::new(encode)).await
+    }
+
+    async fn write(
+        &self,
+        key: &str,
+        expect: Expect,
+        beyond_quota: bool,
+        encode: owner::Encode,
+    ) -> Result<Entry, write::Error> {
         key::check(key)?;
         let (reply, answer) = oneshot::channel();
-        let command = Command::Put { key: key.into(), expect, encode: Box::new(encode), reply };
+        let command = Command::Put { key: key.into(), expect, beyond_quota, encode, reply };
         self.send(command).await?;
         answer.await.map_err(|_| write::Error::Closed)?
     }

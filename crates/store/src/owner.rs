@@ -2,20 +2,22 @@
 
 use std::sync::Arc;
 
+use lifecycle::bound::Bound;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{error, warn};
 
 use crate::disk::{Change, Disk};
 use crate::{Entry, Event, Expect, Revision, Shared, Snapshot, write};
 
-/// Writes that one commit may take.
+/// Writes, and bytes of them, that one commit may take: until it is done they are in memory more than once.
 const GROUP_MAX: usize = 128;
+const GROUP_BYTES_MAX: u64 = 4 << 20;
 
-type Encode = Box<dyn FnOnce(Revision) -> Vec<u8> + Send>;
+pub(crate) type Encode = Box<dyn FnOnce(Revision) -> Vec<u8> + Send>;
 type Reply = oneshot::Sender<Result<Entry, write::Error>>;
 
 pub(crate) enum Command {
-    Put { key: Arc<str>, expect: Expect, encode: Encode, reply: Reply },
+    Put { key: Arc<str>, expect: Expect, beyond_quota: bool, encode: Encode, reply: Reply },
     Delete { key: Arc<str>, expect: Expect, encode: Encode, reply: Reply },
     Close { reply: oneshot::Sender<()> },
 }
@@ -25,6 +27,14 @@ pub(crate) struct Owner {
     shared: Arc<Shared>,
     /// A group whose commit failed, and of which only the disk knows whether it arrived.
     doubtful: Option<Group>,
+    /// Bytes of keys and values in the published state.
+    bytes: u64,
+    quota_bytes: u64,
+    quota: Arc<Bound>,
+}
+
+fn size(key: &str, value: &[u8]) -> u64 {
+    (key.len() + value.len()) as u64
 }
 
 /// Writes that share a commit.
@@ -33,11 +43,20 @@ struct Group {
     changes: Vec<Change>,
     events: Vec<Event>,
     replies: Vec<(Reply, Entry)>,
+    /// Bytes of keys and values in the next state, and of what is written.
+    bytes: u64,
+    written: u64,
+    quota: u64,
 }
 
 impl Group {
-    fn new(present: Snapshot) -> Self {
-        Group { next: present, changes: Vec::new(), events: Vec::new(), replies: Vec::new() }
+    fn new(present: Snapshot, bytes: u64, quota: u64) -> Self {
+        let (changes, events, replies) = Default::default();
+        Group { next: present, changes, events, replies, bytes, written: 0, quota }
+    }
+
+    fn is_full(&self) -> bool {
+        self.changes.len() >= GROUP_MAX || self.written >= GROUP_BYTES_MAX
     }
 
     fn check(&self, key: &str, expect: Expect) -> Result<Option<Entry>, write::Error> {
@@ -52,13 +71,22 @@ impl Group {
         }
     }
 
-    fn put(&mut self, key: Arc<str>, expect: Expect, encode: Encode, reply: Reply) {
+    fn put(&mut self, key: Arc<str>, expect: Expect, beyond_quota: bool, encode: Encode, reply: Reply) {
         let before = match self.check(&key, expect) {
             Ok(before) => before,
             Err(refused) => return answer(reply, Err(refused)),
         };
         let revision = Revision(self.next.revision.0 + 1);
         let value: Arc<[u8]> = encode(revision).into();
+        let old = before.as_ref().map_or(0, |before| size(&key, &before.value));
+        let new = size(&key, &value);
+        // What becomes smaller always passes.
+        if !beyond_quota && new > old && self.bytes - old + new > self.quota {
+            let error = write::Error::Quota { used: self.bytes, wanted: new - old, limit: self.quota };
+            return answer(reply, Err(error));
+        }
+        self.bytes = self.bytes - old + new;
+        self.written += new;
         let entry = Entry { value: value.clone(), revision };
         self.next.revision = revision;
         self.next.entries.insert(key.clone(), entry.clone());
@@ -75,6 +103,8 @@ impl Group {
         };
         let revision = Revision(self.next.revision.0 + 1);
         let last: Arc<[u8]> = encode(revision).into();
+        self.bytes -= size(&key, &before.value);
+        self.written += size(&key, &last);
         self.next.revision = revision;
         self.next.entries.remove(&*key);
         self.changes.push(Change { key: key.clone(), entry: None });
@@ -89,8 +119,11 @@ fn answer(reply: Reply, result: Result<Entry, write::Error>) {
 }
 
 impl Owner {
-    pub(crate) fn new(disk: Disk, shared: Arc<Shared>) -> Self {
-        Owner { disk, shared, doubtful: None }
+    pub(crate) fn new(disk: Disk, shared: Arc<Shared>, quota_bytes: u64) -> Self {
+        let quota = Bound::new("store_bytes", quota_bytes);
+        let bytes = shared.snapshot().entries.iter().map(|(key, entry)| size(key, &entry.value)).sum();
+        quota.set(bytes);
+        Owner { disk, shared, doubtful: None, bytes, quota_bytes, quota }
     }
 
     pub(crate) fn run(mut self, mut queue: mpsc::Receiver<Command>) {
@@ -99,12 +132,14 @@ impl Owner {
                 refuse(first, error);
                 continue;
             }
-            let mut group = Group::new(self.shared.snapshot());
+            let mut group = Group::new(self.shared.snapshot(), self.bytes, self.quota_bytes);
             let mut close = None;
             let mut next = Some(first);
             while let Some(command) = next {
                 match command {
-                    Command::Put { key, expect, encode, reply } => group.put(key, expect, encode, reply),
+                    Command::Put { key, expect, beyond_quota, encode, reply } => {
+                        group.put(key, expect, beyond_quota, encode, reply);
+                    }
                     Command::Delete { key, expect, encode, reply } => {
                         group.delete(key, expect, encode, reply);
                     }
@@ -113,7 +148,7 @@ impl Owner {
                         break;
                     }
                 }
-                next = if group.changes.len() < GROUP_MAX { queue.try_recv().ok() } else { None };
+                next = if group.is_full() { None } else { queue.try_recv().ok() };
             }
             if !group.changes.is_empty() {
                 self.commit(group);
@@ -144,11 +179,11 @@ impl Owner {
             }
             Err(reopen) => {
                 error!(error = &reopen as &dyn std::error::Error, "the store cannot be opened");
-                let Group { next, changes, events, replies } = group;
-                for (reply, _) in replies {
+                let mut group = group;
+                for (reply, _) in group.replies.drain(..) {
                     answer(reply, Err(failed.clone()));
                 }
-                self.doubtful = Some(Group { next, changes, events, replies: Vec::new() });
+                self.doubtful = Some(group);
             }
         }
     }
@@ -167,7 +202,9 @@ impl Owner {
         Ok(())
     }
 
-    fn publish(&self, group: Group) {
+    fn publish(&mut self, group: Group) {
+        self.bytes = group.bytes;
+        self.quota.set(group.bytes);
         self.shared.publish(group.next, group.events);
         for (reply, entry) in group.replies {
             answer(reply, Ok(entry));

@@ -25,8 +25,9 @@ pub struct Event {
 
 impl Event {
     fn bytes(&self) -> usize {
-        // The value before is the one that an earlier event, or nobody, keeps alive: it is counted once.
-        self.now.as_ref().or(self.last.as_ref()).map_or(0, |value| value.len()) + self.key.len()
+        // The value before may be kept alive by an earlier event too, but need not: only the sum is never too small.
+        let before = self.before.as_ref().map_or(0, |entry| entry.value.len());
+        self.now.as_ref().or(self.last.as_ref()).map_or(0, |value| value.len()) + before + self.key.len()
     }
 }
 

@@ -19,6 +19,8 @@ pub enum Error {
     Full(#[source] Arc<redb::Error>),
     #[error("the store could not be written")]
     Disk(#[source] Arc<redb::Error>),
+    #[error("exceeded quota: the store holds {used} of at most {limit} bytes, and this needs {wanted} more")]
+    Quota { used: u64, wanted: u64, limit: u64 },
     #[error("the store is closed")]
     Closed,
 }
@@ -26,8 +28,12 @@ pub enum Error {
 impl Error {
     /// A remedy, where there is one.
     pub fn hint(&self) -> Option<String> {
-        matches!(self, Error::Full(_))
-            .then(|| "free space on the file system of the state folder; nothing was changed".into())
+        let hint = match self {
+            Error::Full(_) => "free space on the file system of the state folder; nothing was changed",
+            Error::Quota { .. } => "delete objects that nobody needs; nothing was changed",
+            _ => return None,
+        };
+        Some(hint.into())
     }
 
     pub(crate) fn from_disk(source: redb::Error) -> Self {

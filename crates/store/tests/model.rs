@@ -426,3 +426,30 @@ fn five_thousand_objects_open_at_once() {
     assert_eq!(store.snapshot().range("/core/configmaps/", None).count(), 5000);
     assert_eq!(store.revision(), Revision(5000));
 }
+
+#[tokio::test]
+async fn beyond_the_quota_only_what_is_needed_to_become_less_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let open = || Store::open(folder.path(), Options { quota_bytes: 1000, ..Options::default() }).unwrap();
+    let store = open();
+    let bytes = |count: usize| move |_| vec![b'x'; count];
+    store.put("/core/configmaps/d/a", Expect::Absent, bytes(900)).await.unwrap();
+    let refused = store.put("/core/configmaps/d/b", Expect::Absent, bytes(200)).await.unwrap_err();
+    assert!(matches!(refused, write::Error::Quota { used: 920, wanted: 220, limit: 1000 }), "{refused:?}");
+    assert!(store.get("/core/configmaps/d/b").is_none());
+    let revision = store.revision();
+    store.put_beyond_quota("/core/leases/d/l", Expect::Absent, bytes(200)).await.unwrap();
+    assert_eq!(store.revision(), Revision(revision.0 + 1), "what was refused took no revision");
+    // Less than before passes, more does not.
+    store.put("/core/configmaps/d/a", Expect::Any, bytes(850)).await.unwrap();
+    assert!(store.put("/core/configmaps/d/a", Expect::Any, bytes(851)).await.is_err());
+    store.close().await;
+    drop(store);
+    let store = open();
+    assert!(
+        store.put("/core/configmaps/d/b", Expect::Absent, bytes(200)).await.is_err(),
+        "after a restart too"
+    );
+    store.delete("/core/configmaps/d/a", Expect::Any, bytes(850)).await.unwrap();
+    store.put("/core/configmaps/d/b", Expect::Absent, bytes(200)).await.unwrap();
+}

@@ -14,6 +14,7 @@ mod kubeconfig;
 mod leases;
 mod listeners;
 mod log;
+mod memory;
 mod pki;
 mod proxy;
 mod state;
@@ -54,6 +55,7 @@ pub fn run(state_dir: &Path, ready: &mut dyn FnMut()) -> Result<()> {
     log::start(&crate::access::log_path(&state.dir)).context("open the daemon's log")?;
     let (lock, takes_over) = takeover::lock(&state)?;
     state.sweep()?;
+    memory::configure();
     if let Err(error) = listen::raise_descriptors() {
         tracing::warn!(%error, "raise the limit of open descriptors");
     }
@@ -98,6 +100,7 @@ async fn serve(state: State, given: Start, ready: &mut dyn FnMut()) -> Result<En
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let scope = Scope::new("daemon");
+    memory::give_back(&scope);
     let takes_over = given.takes_over;
     let (replace, mut replaced) = mpsc::channel(1);
     let started = start(&state, given, replace, &scope).await?;

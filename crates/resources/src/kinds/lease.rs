@@ -30,6 +30,7 @@ pub static KIND: Kind = Kind {
     validate,
     create_on_update: true,
     unconditional_update: false,
+    beyond_quota: true,
     reset_fields: &[],
     ..Kind::EMPTY
 };
