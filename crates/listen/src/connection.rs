@@ -90,7 +90,8 @@ async fn exchange(
         service_fn(move |request| answer(router.clone(), request, Arc::clone(&state), config.times.body))
     };
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new());
+    // Its own time-out for heads would close idle connections too, and is not counted: ours knows them apart.
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(None);
     builder
         .http2()
         .timer(TokioTimer::new())
