@@ -17,6 +17,8 @@ mod destination;
 mod dns;
 mod drain;
 mod egress;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod handover;
 mod http1;
 mod io;

@@ -5,6 +5,8 @@ mod bench;
 mod demo;
 mod disk;
 mod facts;
+mod flood;
+mod fuzz;
 mod load;
 mod proto;
 mod replay;
@@ -39,6 +41,11 @@ enum Task {
         /// The folder `api/openapi-spec/v3` of k8s.io/kubernetes
         openapi: PathBuf,
     },
+    /// Hold connections and leave each undone: the attacker of the rungs `doors` and `floods`
+    #[command(hide = true)]
+    Flood(flood::Arguments),
+    /// Fuzz what reads bytes of others, by libFuzzer
+    Fuzz(fuzz::Arguments),
     /// Generate the table of protobuf fields from Kubernetes' Go types
     Proto,
     /// Compare our API server's answers with kube-apiserver's
@@ -52,11 +59,16 @@ enum Task {
 }
 
 fn main() -> ExitCode {
+    if let Some(code) = fuzz::wrap_rustc() {
+        return code;
+    }
     let result = match Arguments::parse().task {
         Task::Accept(arguments) => accept::run(&arguments),
         Task::Bench(arguments) => bench::run(&arguments),
         Task::Demo => demo::run(),
         Task::Facts { openapi } => facts::run(&openapi),
+        Task::Flood(arguments) => flood::run(&arguments),
+        Task::Fuzz(arguments) => fuzz::run(&arguments),
         Task::Proto => tidy::root().and_then(|root| proto::run(&root)),
         Task::Replay(arguments) => replay::run(&arguments),
         Task::Tidy => tidy::run(),

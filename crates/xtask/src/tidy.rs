@@ -17,6 +17,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("contract", &[]),
     ("controllers", &["resources"]),
     ("durable", &[]),
+    ("fuzz", &["oci", "proxy", "resources", "runtime"]),
     (
         "gantry",
         &[

@@ -15,12 +15,8 @@ pub(crate) fn folder() -> Result<PathBuf> {
     Ok(folder)
 }
 
-/// The release binary, built if it is not current.
-pub(crate) fn gantry() -> Result<PathBuf> {
-    build(None)
-}
-
-fn build(version: Option<&str>) -> Result<PathBuf> {
+/// Cargo, as a person would run it here.
+pub(crate) fn cargo() -> Command {
     let mut command = Command::new(env!("CARGO"));
     // What cargo sets for this process would look like a changed environment to build scripts, and half of the
     // dependencies would be built again.
@@ -31,6 +27,16 @@ fn build(version: Option<&str>) -> Result<PathBuf> {
             command.env_remove(&name);
         }
     }
+    command
+}
+
+/// The release binary, built if it is not current.
+pub(crate) fn gantry() -> Result<PathBuf> {
+    build(None)
+}
+
+fn build(version: Option<&str>) -> Result<PathBuf> {
+    let mut command = cargo();
     match version {
         Some(version) => command.env("GANTRY_VERSION", version),
         None => command.env_remove("GANTRY_VERSION"),

@@ -5,3 +5,5 @@ mod server;
 mod zone;
 
 pub(crate) use server::{Server, serve_tcp, serve_udp};
+#[cfg(feature = "fuzzing")]
+pub(crate) use zone::respond;

@@ -8,6 +8,7 @@ mod digest;
 mod doors;
 mod figures;
 mod fixtures;
+mod floods;
 mod input;
 mod kill;
 mod kubectl;
@@ -107,6 +108,7 @@ const RUNGS: &[Rung] = &[
     Rung { name: "upgrade", short: false, isolated: true, run: upgrade::run },
     Rung { name: "desync", short: true, isolated: true, run: desync::run },
     Rung { name: "doors", short: true, isolated: true, run: doors::run },
+    Rung { name: "floods", short: true, isolated: true, run: floods::run },
 ];
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {

@@ -10,13 +10,13 @@ mod edit;
 mod go;
 mod keeper;
 mod memory;
-mod peers;
+pub(crate) mod peers;
 mod pod;
 pub(crate) mod process;
 mod proxying;
 mod push;
 mod row;
-mod samples;
+pub(crate) mod samples;
 mod start;
 mod upgrade;
 

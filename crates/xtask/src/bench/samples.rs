@@ -15,6 +15,10 @@ impl Samples {
         self.push(time.as_secs_f64() * 1000.0);
     }
 
+    pub(crate) fn extend(&mut self, other: Self) {
+        self.0.extend(other.0);
+    }
+
     /// The middle one; the mean of the two middle ones. NaN when nothing was measured.
     pub(crate) fn median(&self) -> f64 {
         let sorted = self.sorted();
