@@ -22,6 +22,7 @@ mod nft;
 mod pods;
 mod route;
 mod settings;
+mod users;
 
 pub use cidr::{Cidr, NotACidr};
 pub use diag::{Holder, Listening, Owners, Protocol, holder};
@@ -63,6 +64,8 @@ pub struct PodNetwork {
     pub ip: Ipv4Addr,
     /// The Pod's network namespace, as a file.
     pub netns: PathBuf,
+    /// The host's id of the Pod's user 0, if it has users of its own.
+    pub first_id: Option<u32>,
 }
 
 /// Why the network could not be opened or changed.
@@ -82,6 +85,10 @@ pub enum Error {
     Uid { uid: String },
     #[error("pod {uid}: the range {range} has no free address")]
     Full { uid: String, range: Cidr },
+    #[error(
+        "pod {uid}: the range {range} is too large for each Pod to have users of its own; /16 is the largest"
+    )]
+    Users { uid: String, range: Cidr },
     #[error("pod {uid}: {step}")]
     Pod { uid: String, step: &'static str, source: io::Error },
 }
@@ -241,7 +248,12 @@ impl Network {
 
     /// Gives the Pod a namespace with an address, or completes what is there. Blocks for a few milliseconds.
     pub fn attach(&self, uid: &str) -> Result<PodNetwork, Error> {
-        pods::attach(&self.inner, uid)
+        pods::attach(&self.inner, uid, false)
+    }
+
+    /// The same with users of its own, who own the namespace: 65,536 that no other Pod has.
+    pub fn attach_with_users(&self, uid: &str) -> Result<PodNetwork, Error> {
+        pods::attach(&self.inner, uid, true)
     }
 
     /// Takes the Pod's namespace and address away. Nothing there is no error. Blocks for some milliseconds.

@@ -12,7 +12,7 @@ use std::sync::PoisonError;
 
 use crate::cidr::Cidr;
 use crate::route::{LOOPBACK, Route, Router};
-use crate::{Error, Inner, PodNetwork, namespace};
+use crate::{Error, Inner, PodNetwork, namespace, users};
 
 const UID_LEN_MAX: usize = 128;
 /// Network, router, and a few to spare.
@@ -88,7 +88,7 @@ fn check_uid(uid: &str) -> Result<(), Error> {
     }
 }
 
-pub(crate) fn attach(inner: &Inner, uid: &str) -> Result<PodNetwork, Error> {
+pub(crate) fn attach(inner: &Inner, uid: &str, own_users: bool) -> Result<PodNetwork, Error> {
     check_uid(uid)?;
     let failed = |step| move |source| Error::Pod { uid: uid.to_owned(), step, source };
     let netns = inner.folder.join(uid);
@@ -104,7 +104,11 @@ pub(crate) fn attach(inner: &Inner, uid: &str) -> Result<PodNetwork, Error> {
             ip
         }
     };
-    let mut pod = pod_links(inner, &netns).map_err(failed("make its network namespace"))?;
+    let first_id = match own_users.then(|| users::first_id(inner.pods, ip)) {
+        Some(None) => return Err(Error::Users { uid: uid.to_owned(), range: inner.pods }),
+        first_id => first_id.flatten(),
+    };
+    let mut pod = pod_links(inner, &netns, first_id).map_err(failed("make its network namespace"))?;
     let links = &mut state.links;
     let name = link_name(&inner.instance, ip);
     let (here, there) =
@@ -121,7 +125,7 @@ pub(crate) fn attach(inner: &Inner, uid: &str) -> Result<PodNetwork, Error> {
             pod.configure(there, Some(ip), &routes)
         })
         .map_err(failed("set its addresses and routes"))?;
-    Ok(PodNetwork { ip, netns })
+    Ok(PodNetwork { ip, netns, first_id })
 }
 
 /// Writes the address under its name whole; it need not outlive a power cut, as the namespace does not.
@@ -136,13 +140,17 @@ fn address_file(folder: &Path, uid: &str) -> PathBuf {
 }
 
 /// The rtnetlink socket of the Pod's namespace, which is made if it is missing.
-fn pod_links(inner: &Inner, netns: &Path) -> io::Result<Router> {
+fn pod_links(inner: &Inner, netns: &Path, first_id: Option<u32>) -> io::Result<Router> {
     let (path, home) = (netns.to_owned(), inner.folder.join("router"));
     inner.visitor.run(move || {
         let opened = if namespace::is_mounted(&path) {
             namespace::enter(&path).and_then(|()| Router::open())
         } else {
-            namespace::create(&path).and_then(|()| {
+            let made = match first_id {
+                Some(first) => users::create(&path, first).and_then(|()| namespace::enter(&path)),
+                None => namespace::create(&path),
+            };
+            made.and_then(|()| {
                 // As container engines do: a program need not be root to listen on port 80, or to ping.
                 namespace::sysctl("ipv4/ip_unprivileged_port_start", "0");
                 namespace::sysctl("ipv4/ping_group_range", "0 2147483647");

@@ -141,6 +141,31 @@ fn no_pod_sends_with_another_s_address() {
 }
 
 #[test]
+fn a_pod_may_have_users_of_its_own_who_own_its_namespace() {
+    let Some(state) = State::new() else { return };
+    let network = state.open();
+    let (a, b) = (network.attach_with_users("pod-a").unwrap(), network.attach_with_users("pod-b").unwrap());
+    assert!(a.first_id.is_some() && a.first_id != b.first_id);
+    assert_eq!(network.attach_with_users("pod-a").unwrap(), a, "completed, not made anew");
+    assert_eq!(network.attach("pod-c").unwrap().first_id, None);
+    // ioctl_ns(2): who owns it.
+    let owner = |netns: &Path| {
+        let file = std::fs::File::open(netns).unwrap();
+        // SAFETY: NS_GET_USERNS takes no argument and answers with a new descriptor.
+        let owner = unsafe { nix::libc::ioctl(std::os::fd::AsRawFd::as_raw_fd(&file), 0xb701) };
+        std::fs::read_link(format!("/proc/self/fd/{owner}")).unwrap()
+    };
+    let own = std::fs::read_link("/proc/self/ns/user").unwrap();
+    assert_ne!(owner(&a.netns), own);
+    assert_ne!(owner(&a.netns), owner(&b.netns));
+    assert_eq!(owner(&network.netns("pod-c")), own);
+    // It is a network like any other.
+    let listener = listen(&network, &pod("pod-b"), (Ipv4Addr::UNSPECIFIED, 80));
+    let _client = dial(&network, &pod("pod-a"), (b.ip, 80)).unwrap();
+    assert_eq!(listener.accept().unwrap().1.ip(), IpAddr::V4(a.ip));
+}
+
+#[test]
 fn a_pod_s_listeners_are_seen() {
     let Some(state) = State::new() else { return };
     let network = state.open();

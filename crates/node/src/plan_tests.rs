@@ -49,7 +49,7 @@ fn prepared(pod: &Pod) -> Observed {
     let spec = pod.spec.as_ref().unwrap();
     let names = spec.init_containers.iter().flatten().chain(&spec.containers).map(|c| c.name.clone());
     let mut observed = Observed::new(names);
-    observed.sandbox = Step::Done(Sandbox { ip: "10.0.0.2".parse().unwrap(), netns: None });
+    observed.sandbox = Step::Done(Sandbox { ip: "10.0.0.2".parse().unwrap(), netns: None, first_id: None });
     observed.volumes = Step::Done(());
     observed.proxies = Some(Arc::new(BTreeSet::new()));
     for container in observed.containers.values_mut() {

@@ -45,8 +45,8 @@ pub trait Container: Send + Sync + 'static {
 
 /// Gives Pods their network.
 pub trait Sandboxes: Send + Sync + 'static {
-    /// The network of a Pod, made if it is not there.
-    fn attach(&self, uid: &str) -> BoxFuture<'_, Result<Sandbox, Failure>>;
+    /// The network of a Pod, made if it is not there; with users of its own, if it is to have them.
+    fn attach(&self, uid: &str, own_users: bool) -> BoxFuture<'_, Result<Sandbox, Failure>>;
     /// Takes it away.
     fn detach(&self, uid: &str) -> BoxFuture<'_, Result<(), Failure>>;
     /// Connects to a Pod's address from the router's namespace.
@@ -62,6 +62,8 @@ pub struct Sandbox {
     pub ip: IpAddr,
     /// The namespace that its containers join; `None` is the machine's own.
     pub netns: Option<PathBuf>,
+    /// The host's id of the Pod's user 0, if it has users of its own, who own the namespace.
+    pub first_id: Option<u32>,
 }
 
 /// A listening socket.

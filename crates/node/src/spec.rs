@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, SeccompProfile};
-use runtime::{Access, Capabilities, Log, Mount, MountKind, Namespace, Resources, Rootfs, Seccomp, Spec};
+use runtime::{
+    Access, Capabilities, Log, Mount, MountKind, Namespace, Resources, Rootfs, Seccomp, Spec, Users,
+};
 use sha2::{Digest as _, Sha256};
 
 use crate::ports::{Image, Sandbox};
@@ -57,10 +59,8 @@ pub enum Error {
     /// A seccomp profile from a file.
     #[error("seccompProfile type {0} is not supported here; RuntimeDefault and Unconfined are")]
     Seccomp(String),
-    /// Users of its own.
-    #[error(
-        "hostUsers: false is not supported here yet: without it, root in a container is the host's root user, with fewer rights"
-    )]
+    /// Users of its own, on the host's network.
+    #[error("hostUsers: false needs a network of the Pod's own; leave out hostNetwork: true")]
     HostUsers,
     /// Nothing to run.
     #[error("no command specified: neither the container nor image {0} has one")]
@@ -113,9 +113,11 @@ pub fn of(input: &Input<'_>) -> Result<Spec, Error> {
     let Input { pod, container, image, .. } = input;
     let empty = PodSpec::default();
     let spec = pod.spec.as_ref().unwrap_or(&empty);
-    if spec.host_users == Some(false) {
-        return Err(Error::HostUsers);
-    }
+    let users = match (spec.host_users, input.sandbox.first_id) {
+        (Some(false), Some(first)) => Users::Own { first },
+        (Some(false), None) => return Err(Error::HostUsers),
+        _ => Users::Host,
+    };
     let uid = pod.metadata.uid.clone().unwrap_or_default();
     let config = &image.config.config;
     let own = container.security_context.as_ref();
@@ -159,6 +161,7 @@ pub fn of(input: &Input<'_>) -> Result<Spec, Error> {
             Some(path) => Namespace::Path(path.clone()),
             None => Namespace::Host,
         },
+        users,
         stdin: container.stdin == Some(true),
         tty: container.tty == Some(true),
         log: Log {

@@ -20,7 +20,11 @@ fn spec_of(container: Value, config: Value) -> Result<Spec, String> {
     }))
     .unwrap();
     let image = image(config);
-    let sandbox = Sandbox { ip: "10.0.0.2".parse().unwrap(), netns: Some(PathBuf::from("/run/netns/u1")) };
+    let sandbox = Sandbox {
+        ip: "10.0.0.2".parse().unwrap(),
+        netns: Some(PathBuf::from("/run/netns/u1")),
+        first_id: Some(7 << 16),
+    };
     of(&Input {
         pod: &pod,
         container: &pod.spec.as_ref().unwrap().containers[0],
@@ -104,19 +108,26 @@ fn users_of_its_own_are_not_silently_left_out() {
         "spec": {"hostUsers": false, "containers": [{"name": "c"}]}}))
     .unwrap();
     let image = image(json!({"Entrypoint": ["/x"]}));
-    let sandbox = Sandbox { ip: "10.0.0.2".parse().unwrap(), netns: None };
-    let error = of(&Input {
-        pod: &pod,
-        container: &pod.spec.as_ref().unwrap().containers[0],
-        attempt: 0,
-        image: &image,
-        sandbox: &sandbox,
-        sources: &env::Sources::default(),
-        pod_dir: Path::new("/s/pods/u"),
-        log_dir: Path::new("/s/logs/c"),
-        memory_bytes: 1 << 30,
-    });
-    assert!(matches!(error, Err(Error::HostUsers)));
+    let of = |sandbox: Sandbox| {
+        of(&Input {
+            pod: &pod,
+            container: &pod.spec.as_ref().unwrap().containers[0],
+            attempt: 0,
+            image: &image,
+            sandbox: &sandbox,
+            sources: &env::Sources::default(),
+            pod_dir: Path::new("/s/pods/u"),
+            log_dir: Path::new("/s/logs/c"),
+            memory_bytes: 1 << 30,
+        })
+    };
+    let ip = "10.0.0.2".parse().unwrap();
+    assert!(matches!(of(Sandbox { ip, netns: None, first_id: None }), Err(Error::HostUsers)));
+    let netns = Some(PathBuf::from("/n"));
+    assert_eq!(
+        of(Sandbox { ip, netns, first_id: Some(1 << 20) }).unwrap().users,
+        Users::Own { first: 1 << 20 }
+    );
 }
 
 /// CVE-2026-53488: what an image says of itself chooses no path, hook or logger of the host's.

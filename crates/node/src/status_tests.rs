@@ -20,7 +20,7 @@ fn pod(spec: Value) -> Pod {
 
 fn observed(clock: Clock) -> Observed {
     let mut observed = Observed::new(["c".to_owned()].into_iter());
-    observed.sandbox = Step::Done(Sandbox { ip: "10.0.0.2".parse().unwrap(), netns: None });
+    observed.sandbox = Step::Done(Sandbox { ip: "10.0.0.2".parse().unwrap(), netns: None, first_id: None });
     observed.volumes = Step::Done(());
     observed.containers.get_mut("c").unwrap().state = State::Running(Run {
         attempt: 0,

@@ -56,6 +56,7 @@ pub fn spec(dir: &Path, id: &str, tree: &Path, args: &[&str]) -> Spec {
         seccomp: Seccomp::RuntimeDefault,
         privileged: false,
         netns: Namespace::New,
+        users: crate::spec::Users::Host,
         stdin: false,
         tty: false,
         log: Log { path: dir.join(format!("{id}.log")), max_bytes: 1 << 20, max_files: 2 },

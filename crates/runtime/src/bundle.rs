@@ -30,6 +30,7 @@ use crate::cgroup::Cgroup;
 use crate::process::Identity;
 use crate::protocol::{Exit, OLDEST, VERSION};
 use crate::spec::{Access, Namespace, Spec};
+use crate::users::Joined;
 
 pub const RECORD: &str = "container.json";
 pub const PROCESS: &str = "process.json";
@@ -134,13 +135,17 @@ pub(crate) fn holds_only_ours(bundle: &Path) -> io::Result<bool> {
 
 /// A unix socket's path has 108 bytes; through the folder's descriptor it is always short enough.
 pub(crate) fn short_path(dir: &impl std::os::fd::AsRawFd, name: &str) -> PathBuf {
-    PathBuf::from(format!("/proc/self/fd/{}/{name}", dir.as_raw_fd()))
+    fd_path(dir).join(name)
+}
+
+fn fd_path(file: &impl std::os::fd::AsRawFd) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
 /// The OCI runtime spec (config.md, config-linux.md). What libcontainer aborts on when the machine refuses it
 /// (oom_score_adj, rlimits), what it does slowly (cgroups) or needs a C library for (seccomp), and capabilities,
 /// which seccomp must precede, are left out: the keeper's child does them itself.
-pub(crate) fn config(record: &Record, root: &Path) -> Value {
+pub(crate) fn config(record: &Record, root: &Path, users: Option<&Joined>) -> Value {
     let spec = &record.spec;
     let args: &[String] = &spec.args;
     let env: Vec<String> = spec.env.iter().map(|(name, value)| format!("{name}={value}")).collect();
@@ -156,7 +161,7 @@ pub(crate) fn config(record: &Record, root: &Path) -> Value {
         process["noNewPrivileges"] = json!(true);
     }
     let mut linux = json!({
-        "namespaces": namespaces(&spec.netns),
+        "namespaces": namespaces(&spec.netns, users),
         // Ours already; libcontainer finds no hierarchy to put it in.
         "cgroupsPath": "/",
     });
@@ -174,7 +179,7 @@ pub(crate) fn config(record: &Record, root: &Path) -> Value {
     })
 }
 
-fn namespaces(netns: &Namespace) -> Value {
+fn namespaces(netns: &Namespace, users: Option<&Joined>) -> Value {
     let mut list = vec![
         json!({ "type": "pid" }),
         json!({ "type": "ipc" }),
@@ -182,6 +187,12 @@ fn namespaces(netns: &Namespace) -> Value {
         json!({ "type": "mount" }),
         json!({ "type": "cgroup" }),
     ];
+    if let Some(users) = users {
+        // The process that joins them cannot pass the folders in which their files are.
+        list.push(json!({ "type": "user", "path": fd_path(&users.users) }));
+        list.push(json!({ "type": "network", "path": fd_path(&users.network) }));
+        return Value::Array(list);
+    }
     match netns {
         Namespace::Path(path) => list.push(json!({ "type": "network", "path": path })),
         Namespace::New => list.push(json!({ "type": "network" })),

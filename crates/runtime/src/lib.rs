@@ -23,6 +23,7 @@ mod rootfs;
 mod runtime;
 mod seccomp;
 mod spec;
+mod users;
 
 pub use capability::UnknownCapability;
 pub use container::{Attach, Attached, Container, Error, Input, Output, State, Status};
@@ -32,4 +33,5 @@ pub use protocol::Exit;
 pub use runtime::{Config, OpenError, Runtime};
 pub use spec::{
     Access, Capabilities, Log, Mount, MountKind, Namespace, Resources, Rlimit, Rootfs, Seccomp, Spec, User,
+    Users,
 };

@@ -72,12 +72,13 @@ pub fn ordered(mounts: &[Mount]) -> Vec<&Mount> {
 }
 
 /// Clones what is to be mounted, in the caller's mount namespace; in the order in which it must be attached.
-pub fn detach(mounts: &[Mount]) -> Result<Vec<Detached>, String> {
+/// With `users` of its own, files belong inside to the same ids as on disk.
+pub fn detach(mounts: &[Mount], users: Option<BorrowedFd<'_>>) -> Result<Vec<Detached>, String> {
     let detach = |mount: &&Mount| {
         let tree = match mount.kind {
-            MountKind::Bind => bind(mount),
+            MountKind::Bind => bind(mount, users),
             MountKind::Tmpfs { size_bytes, mode } => {
-                tmpfs(size_bytes, mode, mount.read_only).map(|tree| (tree, Kind::Folder))
+                tmpfs(size_bytes, mode, mount.read_only, users).map(|tree| (tree, Kind::Folder))
             }
         };
         let (tree, kind) = tree.map_err(|error| format!("mount {}: {error}", named(mount)))?;
@@ -103,7 +104,7 @@ fn named(mount: &Mount) -> String {
     }
 }
 
-fn bind(mount: &Mount) -> io::Result<(OwnedFd, Kind)> {
+fn bind(mount: &Mount, users: Option<BorrowedFd<'_>>) -> io::Result<(OwnedFd, Kind)> {
     let source = source(mount)?;
     let kind = kind(&source)?;
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
@@ -119,10 +120,11 @@ fn bind(mount: &Mount) -> io::Result<(OwnedFd, Kind)> {
         attributes |= MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
     }
     set_attributes(tree.as_fd(), attributes, Reach::Tree)?;
+    users.map_or(Ok(()), |users| map(tree.as_fd(), users, Reach::Tree))?;
     Ok((tree, kind))
 }
 
-fn tmpfs(size_bytes: u64, mode: u32, read_only: bool) -> io::Result<OwnedFd> {
+fn tmpfs(size_bytes: u64, mode: u32, read_only: bool, users: Option<BorrowedFd<'_>>) -> io::Result<OwnedFd> {
     let options = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_string(options.as_fd(), "source", "tmpfs")?;
     fsconfig_set_string(options.as_fd(), "mode", format!("{mode:o}"))?;
@@ -134,7 +136,9 @@ fn tmpfs(size_bytes: u64, mode: u32, read_only: bool) -> io::Result<OwnedFd> {
     if read_only {
         attributes |= MountAttrFlags::MOUNT_ATTR_RDONLY;
     }
-    Ok(fsmount(options.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)?)
+    let tree = fsmount(options.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
+    users.map_or(Ok(()), |users| map(tree.as_fd(), users, Reach::Mount))?;
+    Ok(tree)
 }
 
 /// The source's descriptor. The path of the volume itself is the machine's (a hostPath may be a link, as kubelet has
@@ -280,12 +284,31 @@ pub enum Reach {
 
 /// mount_setattr(2), which rustix does not have.
 pub fn set_attributes(mount: BorrowedFd<'_>, attributes: MountAttrFlags, reach: Reach) -> io::Result<()> {
-    let (flags, propagation) = match reach {
-        Reach::Mount => (libc::AT_EMPTY_PATH, 0),
-        Reach::Tree => (libc::AT_EMPTY_PATH | libc::AT_RECURSIVE, libc::MS_PRIVATE),
-    };
+    let propagation = if reach == Reach::Tree { libc::MS_PRIVATE } else { 0 };
     let attributes =
         libc::mount_attr { attr_set: u64::from(attributes.bits()), attr_clr: 0, propagation, userns_fd: 0 };
+    change(mount, &attributes, reach)
+}
+
+/// Has a mount that is attached nowhere show what belongs to an id on disk as belonging to that id of `users`.
+pub fn map(mount: BorrowedFd<'_>, users: BorrowedFd<'_>, reach: Reach) -> io::Result<()> {
+    let attributes = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_IDMAP,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: users.as_raw_fd() as u64,
+    };
+    change(mount, &attributes, reach).map_err(|error| match error.raw_os_error() {
+        Some(libc::EINVAL) => io::Error::new(
+            io::ErrorKind::Unsupported,
+            "this kernel cannot map users of its file system (tmpfs: from Linux 6.3 on); leave out hostUsers: false",
+        ),
+        _ => error,
+    })
+}
+
+fn change(mount: BorrowedFd<'_>, attributes: &libc::mount_attr, reach: Reach) -> io::Result<()> {
+    let flags = libc::AT_EMPTY_PATH | if reach == Reach::Tree { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: an empty path with AT_EMPTY_PATH means the descriptor; the struct lives across the call.
     let result = unsafe {
         libc::syscall(
@@ -293,7 +316,7 @@ pub fn set_attributes(mount: BorrowedFd<'_>, attributes: MountAttrFlags, reach: 
             mount.as_raw_fd(),
             c"".as_ptr(),
             flags,
-            &attributes,
+            attributes,
             size_of::<libc::mount_attr>(),
         )
     };

@@ -6,19 +6,19 @@
 use std::ffi::OsString;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, fsconfig_create, fsconfig_set_flag,
-    fsconfig_set_string, fsmount, fsopen, move_mount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
 };
 
 use crate::bundle;
 use crate::create::Error;
-use crate::mounts::{self, Kind};
+use crate::mounts::{self, Kind, Reach};
 use crate::spec::{Access, Spec};
 
 /// As the kernel's limit on links in one path (path_resolution(7)).
@@ -111,24 +111,69 @@ pub fn prepare(spec: &Spec) -> Result<bool, Error> {
         fs::create_dir(&dir).map_err(|source| Error::io("make folder", dir, source))?;
     }
     if spec.rootfs.access == Access::Overlay {
-        like(tree, &spec.bundle.join("upper"))
-            .map_err(|source| Error::io("take the mode of", tree, source))?;
+        let upper = spec.bundle.join("upper");
+        like(tree, &upper).map_err(|source| Error::io("take the mode of", tree, source))?;
+        // What is written there is not mapped: overlayfs makes folders of its own as the machine's root.
+        let owner = fs::symlink_metadata(&upper).map_err(|source| Error::io("look at", &upper, source))?;
+        let (uid, gid) = (spec.users.on_host(owner.uid()), spec.users.on_host(owner.gid()));
+        chown(&upper, Some(uid), Some(gid))
+            .map_err(|source| Error::io("set the owner of", &upper, source))?;
     }
     Ok(made)
 }
 
-/// Mounts the root, in the caller's private mount namespace, and tells where.
-pub fn mount(spec: &Spec, skeleton: bool) -> io::Result<PathBuf> {
-    let tree = &spec.rootfs.tree;
-    if !skeleton && spec.rootfs.access == Access::ReadOnly {
-        return Ok(tree.clone());
+/// Where the keeper's child has hidden the cgroups: a file system of its own, in its own mount namespace, that every user
+/// can pass.
+pub const OWN_PLACE: &str = "/sys/fs/cgroup";
+
+/// A layer whose files belong to the same ids of `users` as on disk, mounted where these users can go.
+fn mapped(
+    source: &Path,
+    name: &str,
+    users: BorrowedFd<'_>,
+    attributes: MountAttrFlags,
+) -> io::Result<PathBuf> {
+    let tree = open_tree(
+        rustix::fs::CWD,
+        source,
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC,
+    )?;
+    mounts::set_attributes(tree.as_fd(), attributes, Reach::Mount)?;
+    mounts::map(tree.as_fd(), users, Reach::Mount)?;
+    let place = Path::new(OWN_PLACE).join(name);
+    fs::create_dir(&place)?;
+    move_mount(tree.as_fd(), "", rustix::fs::CWD, &place, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+    Ok(place)
+}
+
+/// Mounts the root, in the caller's private mount namespace, and tells where. With `users` of its own, it is where they
+/// can go: what is the machine's root's is closed to them.
+pub fn mount(spec: &Spec, skeleton: bool, users: Option<BorrowedFd<'_>>) -> io::Result<PathBuf> {
+    let skeleton = skeleton.then(|| spec.bundle.join(bundle::SKELETON));
+    let Some(users) = users else {
+        return mount_layers(spec, skeleton.as_deref(), &spec.rootfs.tree, &spec.bundle.join(bundle::ROOTFS));
+    };
+    let attributes = MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_RDONLY;
+    let tree = mapped(&spec.rootfs.tree, "tree", users, attributes)?;
+    let skeleton = match skeleton {
+        Some(skeleton) => Some(mapped(&skeleton, "skeleton", users, attributes)?),
+        None => None,
+    };
+    let root = Path::new(OWN_PLACE).join("root");
+    fs::create_dir(&root)?;
+    mount_layers(spec, skeleton.as_deref(), &tree, &root)
+}
+
+fn mount_layers(spec: &Spec, skeleton: Option<&Path>, tree: &Path, root: &Path) -> io::Result<PathBuf> {
+    if skeleton.is_none() && spec.rootfs.access == Access::ReadOnly {
+        return Ok(tree.to_owned());
     }
     // The kernel takes strings of 255 bytes at most, and two lower folders of a deep state folder are longer: they are
     // named by descriptors, which must stay open until the mount is made.
     let mut opened = Vec::new();
     let mut lower = String::new();
-    if skeleton {
-        lower.push_str(&short(&spec.bundle.join(bundle::SKELETON), &mut opened)?);
+    if let Some(skeleton) = skeleton {
+        lower.push_str(&short(skeleton, &mut opened)?);
         lower.push(':');
     }
     lower.push_str(&short(tree, &mut opened)?);
@@ -144,9 +189,6 @@ pub fn mount(spec: &Spec, skeleton: bool) -> io::Result<PathBuf> {
         // What a container wrote never outlives it, so there is nothing to sync.
         fsconfig_set_flag(options.as_fd(), "volatile")?;
     } else {
-        if !skeleton {
-            return Err(io::ErrorKind::InvalidInput.into());
-        }
         fsconfig_set_string(options.as_fd(), "lowerdir", lower.as_str())?;
         attributes |= MountAttrFlags::MOUNT_ATTR_RDONLY;
     }
@@ -155,9 +197,8 @@ pub fn mount(spec: &Spec, skeleton: bool) -> io::Result<PathBuf> {
     }
     fsconfig_create(options.as_fd())?;
     let mounted = fsmount(options.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
-    let root = spec.bundle.join(bundle::ROOTFS);
-    move_mount(mounted.as_fd(), "", rustix::fs::CWD, &root, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
-    Ok(root)
+    move_mount(mounted.as_fd(), "", rustix::fs::CWD, root, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+    Ok(root.to_owned())
 }
 
 /// A folder's name by an open descriptor: short, and without the characters that overlayfs reads as its own.

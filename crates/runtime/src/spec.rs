@@ -29,6 +29,8 @@ pub struct Spec {
     /// All capabilities, all devices, no masked paths, no seccomp.
     pub privileged: bool,
     pub netns: Namespace,
+    #[serde(default)]
+    pub users: Users,
     /// Without it, stdin is `/dev/null`.
     pub stdin: bool,
     pub tty: bool,
@@ -113,6 +115,27 @@ pub struct Capabilities {
 pub enum Seccomp {
     RuntimeDefault,
     Unconfined,
+}
+
+/// Whose users the container's are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Users {
+    /// The machine's own: root is root, with fewer capabilities.
+    #[default]
+    Host,
+    /// Those of the user namespace that owns [`Spec::netns`], a [`Namespace::Path`]. Its user 0 is `first` on the
+    /// machine. What is mounted is mapped, so that files belong to the same ids inside as on disk.
+    Own { first: u32 },
+}
+
+impl Users {
+    /// A container's user or group as the machine knows it.
+    pub(crate) fn on_host(self, id: u32) -> u32 {
+        match self {
+            Users::Host => id,
+            Users::Own { first } => first.saturating_add(id),
+        }
+    }
 }
 
 /// The network namespace.

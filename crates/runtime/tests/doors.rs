@@ -12,7 +12,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use runtime::{Access, Mount, Seccomp, Spec, State, User, create};
+use runtime::{Access, Mount, MountKind, Namespace, Seccomp, Spec, State, User, Users, create};
 use world::{Test, World, bind, chain, kill_keeper, texts, until};
 
 const TESTS: &[Test] = tests! {
@@ -29,6 +29,7 @@ const TESTS: &[Test] = tests! {
     a_null_device_of_the_images_own_masks_nothing
     release_agents_and_kernel_crypto_are_out_of_reach
     garbage_collection_removes_only_bundles
+    root_of_a_container_with_users_of_its_own_is_nobody_outside
 };
 
 fn main() -> ExitCode {
@@ -432,6 +433,108 @@ async fn garbage_collection_removes_only_bundles() {
     }
     for name in ["other-bundle", "no-bundle", "other-id", "other-cgroup", "foreign"] {
         fs::remove_dir_all(world.path("pods").join(name)).unwrap();
+    }
+    world.end().await;
+}
+
+/// A network namespace that belongs to other users, for as long as this lives.
+struct OtherUsers(std::process::Child);
+
+impl OtherUsers {
+    fn new(first: u32) -> OtherUsers {
+        use std::io::Read as _;
+        use std::process::{Command, Stdio};
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["hostile", "namespaces"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdout.as_mut().unwrap().read_exact(&mut [0; 5]).unwrap();
+        for map in ["uid_map", "gid_map"] {
+            fs::write(format!("/proc/{}/{map}", child.id()), format!("0 {first} 65536")).unwrap();
+        }
+        OtherUsers(child)
+    }
+
+    fn network(&self) -> Namespace {
+        Namespace::Path(format!("/proc/{}/ns/net", self.0.id()).into())
+    }
+}
+
+impl Drop for OtherUsers {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        let _ = self.0.wait();
+    }
+}
+
+async fn root_of_a_container_with_users_of_its_own_is_nobody_outside() {
+    let first = 77 << 16;
+    let users = OtherUsers::new(first);
+    let world = World::new();
+    // Nothing of ours can be passed by anybody but the machine's root.
+    fs::set_permissions(world.dir.path(), fs::Permissions::from_mode(0o700)).unwrap();
+    let shared = volume(&world, "shared");
+    fs::write(world.path("shared/roots"), "root's\n").unwrap();
+    fs::set_permissions(world.path("shared/roots"), fs::Permissions::from_mode(0o600)).unwrap();
+    for (round, (access, skeleton)) in [
+        (Access::ReadOnly, true),
+        (Access::Overlay, true),
+        (Access::ReadOnly, false),
+        (Access::Overlay, false),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        if !skeleton {
+            for name in ["proc", "dev", "sys", "data", "tmp"] {
+                let _ = fs::create_dir(world.path("tree").join(name));
+            }
+        }
+        let mut spec = world.spec(
+            "cat /proc/self/uid_map; id -u; stat -c %u:%g /bin /data/roots /tmp; cat /data/roots; touch /data/new-$ROUND && echo new; \
+             touch /tmp/x && echo tmp; touch /x 2>/dev/null && echo writable; echo >/dev/null && echo null; \
+             cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max 2>/dev/null; echo said; read word",
+        );
+        spec.stdin = true;
+        spec.rootfs.access = access;
+        spec.env.push(("ROUND".into(), round.to_string()));
+        spec.netns = users.network();
+        spec.users = Users::Own { first };
+        spec.user = User { uid: 0, gid: 0, groups: vec![5] };
+        spec.capabilities = Default::default();
+        spec.no_new_privileges = false;
+        spec.mounts.push(Mount { inert: true, ..bind(&shared, "/data", false) });
+        spec.mounts.push(Mount {
+            kind: MountKind::Tmpfs { size_bytes: 1 << 20, mode: 0o755 },
+            ..bind("", "/tmp", false)
+        });
+        let container = world.start(spec).await;
+        let log = container.spec().log.path.clone();
+        until("it has said all", || texts(&log).contains("F said")).await;
+        let status = fs::read_to_string(format!("/proc/{}/status", container.pid().unwrap())).unwrap();
+        let ids = format!("Uid:\t{first}\t{first}\t{first}\t{first}\n");
+        assert!(status.contains(&ids) && status.contains(&format!("Groups:\t{} \n", first + 5)), "{status}");
+        container.delete().await.unwrap();
+        let text = texts(&log);
+        let lines: Vec<String> =
+            text.lines().map(|line| line[9..].split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+        let mut expected = vec!["0 5046272 65536", "0", "0:0", "0:0", "0:0", "root's", "new", "tmp"];
+        if access == Access::Overlay {
+            expected.push("writable");
+        }
+        expected.extend(["null", "67108864", "said"]);
+        assert_eq!(lines, expected, "{access:?}");
+        let made = fs::metadata(world.path(&format!("shared/new-{round}"))).unwrap();
+        assert_eq!((made.uid(), made.gid()), (0, 0), "on disk, ids are the container's");
+    }
+    // Where there are no such users, nothing runs as if there were.
+    for netns in [Namespace::New, Namespace::Path("/proc/self/ns/net".into())] {
+        let mut spec = world.spec("true");
+        spec.netns = netns;
+        spec.users = Users::Own { first };
+        assert!(matches!(world.runtime.create(spec).await, Err(create::Error::Refused { .. })));
     }
     world.end().await;
 }

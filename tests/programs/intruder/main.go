@@ -38,8 +38,8 @@ func main() {
 		kernel()
 	case attack == "plant" && len(arguments) == 1:
 		plant(arguments[0])
-	case attack == "users":
-		users()
+	case attack == "users" && len(arguments) == 1:
+		users(arguments[0])
 	default:
 		fail("no such attack: " + strings.Join(os.Args[1:], " "))
 	}
@@ -184,8 +184,8 @@ func plant(folder string) {
 	}
 }
 
-// users says how this process's users are the host's.
-func users() {
+// users says how this process's users are the host's, and writes to a volume as its root.
+func users(volume string) {
 	for _, name := range []string{"uid_map", "gid_map"} {
 		text, err := os.ReadFile("/proc/self/" + name)
 		if err != nil {
@@ -197,5 +197,8 @@ func users() {
 			fmt.Println("open: root here is root on the host")
 		}
 	}
-	fmt.Println("said")
+	if err := os.WriteFile(filepath.Join(volume, "own"), nil, 0o600); err != nil {
+		fail(err.Error())
+	}
+	fmt.Println("wrote")
 }

@@ -114,13 +114,21 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 }
 
 impl ports::Sandboxes for NetworkSandboxes {
-    fn attach(&self, uid: &str) -> BoxFuture<'_, Result<Sandbox, Failure>> {
+    fn attach(&self, uid: &str, own_users: bool) -> BoxFuture<'_, Result<Sandbox, Failure>> {
         let (network, uid) = (self.0.clone(), uid.to_owned());
         Box::pin(async move {
             let attached =
-                blocking(move || network.attach(&uid)).await.map_err(|error| Failure::of(&error))?;
+                blocking(
+                    move || if own_users { network.attach_with_users(&uid) } else { network.attach(&uid) },
+                )
+                .await
+                .map_err(|error| Failure::of(&error))?;
             let attached = attached.map_err(|error| Failure::of(&error))?;
-            Ok(Sandbox { ip: IpAddr::V4(attached.ip), netns: Some(attached.netns) })
+            Ok(Sandbox {
+                ip: IpAddr::V4(attached.ip),
+                netns: Some(attached.netns),
+                first_id: attached.first_id,
+            })
         })
     }
 

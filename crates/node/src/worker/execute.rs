@@ -43,12 +43,13 @@ impl Worker {
 
     fn begin_attach(&mut self) {
         if self.pod.spec.as_ref().is_some_and(|spec| spec.host_network == Some(true)) {
-            self.observed.sandbox = Step::Done(Sandbox { ip: self.deps.host_ip, netns: None });
+            self.observed.sandbox =
+                Step::Done(Sandbox { ip: self.deps.host_ip, netns: None, first_id: None });
             return;
         }
         self.observed.sandbox = Step::Busy;
-        let (deps, uid) = (Arc::clone(&self.deps), self.uid.clone());
-        self.tasks.spawn(async move { Done::Attached(deps.sandboxes.attach(&uid).await) });
+        let (deps, uid, own_users) = (Arc::clone(&self.deps), self.uid.clone(), self.own_users());
+        self.tasks.spawn(async move { Done::Attached(deps.sandboxes.attach(&uid, own_users).await) });
     }
 
     fn pull(&mut self, container: String) {

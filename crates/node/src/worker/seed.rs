@@ -145,11 +145,16 @@ impl Worker {
         }
     }
 
+    /// `hostUsers: false`.
+    pub(super) fn own_users(&self) -> bool {
+        self.pod.spec.as_ref().is_some_and(|spec| spec.host_users == Some(false))
+    }
+
     pub(super) async fn attach(&self) -> Result<Sandbox, ports::Failure> {
         if self.pod.spec.as_ref().is_some_and(|spec| spec.host_network == Some(true)) {
-            return Ok(Sandbox { ip: self.deps.host_ip, netns: None });
+            return Ok(Sandbox { ip: self.deps.host_ip, netns: None, first_id: None });
         }
-        self.deps.sandboxes.attach(&self.uid).await
+        self.deps.sandboxes.attach(&self.uid, self.own_users()).await
     }
 
     /// Takes a container of the runtime over; the newest run of each comes first.

@@ -189,9 +189,9 @@ impl Container for Fake {
 }
 
 impl Sandboxes for World {
-    fn attach(&self, _: &str) -> BoxFuture<'_, Result<Sandbox, Failure>> {
+    fn attach(&self, _: &str, _: bool) -> BoxFuture<'_, Result<Sandbox, Failure>> {
         self.note("attach");
-        Box::pin(async { Ok(Sandbox { ip: "10.0.0.2".parse().unwrap(), netns: None }) })
+        Box::pin(async { Ok(Sandbox { ip: "10.0.0.2".parse().unwrap(), netns: None, first_id: None }) })
     }
 
     fn detach(&self, _: &str) -> BoxFuture<'_, Result<(), Failure>> {

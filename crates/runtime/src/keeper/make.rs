@@ -7,7 +7,7 @@
 use std::ffi::CString;
 use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
 use libcontainer::container::builder::ContainerBuilder;
@@ -28,9 +28,10 @@ use crate::mounts;
 use crate::rootfs;
 use crate::seccomp::Filter;
 use crate::spec::{Rlimit, Seccomp};
+use crate::users;
 
 /// Where libcgroups looks for hierarchies.
-const CGROUP_ROOT: &str = "/sys/fs/cgroup";
+const CGROUP_ROOT: &str = rootfs::OWN_PLACE;
 /// linux/sched.h; `libc` has it as a number that overflowed.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 /// What a report or an exec error may have: one atomic write to a pipe.
@@ -54,8 +55,8 @@ pub struct Stdio {
 /// FIFOs in the bundle. The container's outputs are open for reading too: its own read end keeps them alive when
 /// the keeper dies, and lets the next keeper open them again.
 pub fn pipes(record: &Record) -> io::Result<Stdio> {
-    let user = &record.spec.user;
-    let owner = (Some(Uid::from_raw(user.uid)), Some(Gid::from_raw(user.gid)));
+    let (user, users) = (&record.spec.user, record.spec.users);
+    let owner = (Some(Uid::from_raw(users.on_host(user.uid))), Some(Gid::from_raw(users.on_host(user.gid))));
     let output = |name| {
         make_fifo(name)?;
         let reader = open_fifo(name, OFlags::RDONLY)?;
@@ -90,7 +91,7 @@ pub fn terminal(record: &Record) -> io::Result<Stdio> {
     unlockpt(&master)?;
     let name = ptsname(&master, Vec::new())?;
     let slave = rustix::fs::open(&*name, OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty())?;
-    rustix::fs::fchown(&slave, Some(Uid::from_raw(record.spec.user.uid)), None)?;
+    rustix::fs::fchown(&slave, Some(Uid::from_raw(record.spec.users.on_host(record.spec.user.uid))), None)?;
     rustix::fs::fcntl_setfl(&master, OFlags::RDWR | OFlags::NONBLOCK)?;
     let stdin = rustix::io::fcntl_dupfd_cloexec(&master, 3)?;
     let copy = || rustix::io::fcntl_dupfd_cloexec(&slave, 3);
@@ -228,7 +229,9 @@ fn run(record: &Record, stdio: [OwnedFd; 3], executed: RawFd) -> Result<i32, Str
     }
     step("leave the machine's mount namespace", leave_mount_namespace())?;
     // Before the container's own limit on descriptors.
-    let mounts = mounts::detach(&spec.mounts)?;
+    let joined = step("open the user namespace", users::open(spec))?;
+    let own = joined.as_ref().map(|joined| joined.users.as_fd());
+    let mounts = mounts::detach(&spec.mounts, own)?;
     for limit in &spec.rlimits {
         set_rlimit(limit);
     }
@@ -238,8 +241,8 @@ fn run(record: &Record, stdio: [OwnedFd; 3], executed: RawFd) -> Result<i32, Str
         step("look at cgroups", show(&record.cgroup))?
     };
     step("hide cgroups", hide_cgroups())?;
-    let root = step("mount root", rootfs::mount(spec, record.skeleton))?;
-    let config = bundle::config(record, &root);
+    let root = step("mount root", rootfs::mount(spec, record.skeleton, own))?;
+    let config = bundle::config(record, &root, joined.as_ref());
     step("write config.json", bundle::write_json(&spec.bundle, "config.json", &config))?;
     let oci = spec.bundle.join(bundle::OCI);
     step("make folder oci", fs::create_dir(&oci))?;
@@ -341,7 +344,8 @@ fn show(cgroup: &Cgroup) -> io::Result<Vec<(String, RawFd)>> {
         .collect()
 }
 
-/// libcontainer joins every hierarchy that it finds, slowly and once more; it finds none.
+/// libcontainer joins every hierarchy that it finds, slowly and once more; it finds none. What is mounted there is this
+/// process's own place for mounts, which every user can pass: see [`rootfs::mount`].
 fn hide_cgroups() -> io::Result<()> {
     // More than one may be stacked there.
     for _ in 0..8 {
@@ -351,6 +355,6 @@ fn hide_cgroups() -> io::Result<()> {
             Err(error) => return Err(error.into()),
         }
     }
-    mount(Some("tmpfs"), CGROUP_ROOT, Some("tmpfs"), MsFlags::empty(), Some("size=0"))?;
+    mount(Some("tmpfs"), CGROUP_ROOT, Some("tmpfs"), MsFlags::empty(), Some("mode=755,size=64k"))?;
     Ok(())
 }

@@ -23,7 +23,7 @@ pub(super) const DOORS: &[Door] = &[
     },
     Door {
         name: "containers-host-users",
-        wanted: "a Pod with hostUsers: false has users of its own, or does not run and says why",
+        wanted: "root of a Pod with hostUsers: false is no user of the host's, and of no other Pod's",
         short: true,
         attack: host_users,
     },
@@ -178,22 +178,20 @@ fn end(stage: &Stage) -> Result<String> {
 
 fn host_users(stage: &Stage) -> Result<String> {
     let image = intruder(stage)?;
-    let container = json!({"name": "users", "image": image, "args": ["users"]});
-    pod(stage, "users", vec![container], json!({"hostUsers": false}))?;
-    let mut refused = String::new();
-    poll("it ends, or is refused", || {
-        let pod = get(stage, "users")?;
-        let events = stage.sandbox.get("/api/v1/namespaces/default/events")?;
-        let of_pod =
-            events["items"].as_array().into_iter().flatten().filter_map(|event| event["message"].as_str());
-        refused = of_pod.filter(|text| text.contains("hostUsers")).collect::<Vec<_>>().join("; ");
-        Ok(pod["status"]["phase"] == "Succeeded" || !refused.is_empty())
-    })?;
-    if refused.is_empty() {
-        return outcome(stage, "users").map(|said| said.trim().replace('\n', ", "));
+    let mut maps = Vec::new();
+    for name in ["users-one", "users-two"] {
+        let container = json!({"name": "users", "image": image, "args": ["users", "/data"],
+            "volumeMounts": [{"name": "data", "mountPath": "/data"}]});
+        let own = json!({"hostUsers": false, "volumes": [{"name": "data", "emptyDir": {}}]});
+        pod(stage, name, vec![container], own)?;
+        maps.push(outcome(stage, name)?);
     }
-    ensure!(get(stage, "users")?["status"]["phase"] != "Running", "it runs all the same");
-    Ok(format!("refused: {refused}"))
+    ensure!(maps.iter().all(|map| map.contains("wrote")), "a volume could not be written: {}", maps.concat());
+    ensure!(maps[0] != maps[1], "both have the same users: {}", maps[0]);
+    let container = json!({"name": "users", "image": image, "args": ["users", "/"]});
+    pod(stage, "users-host", vec![container], json!({"hostUsers": false, "hostNetwork": true}))?;
+    let why = refusal(stage, "users-host")?;
+    Ok(format!("{}; with hostNetwork: {why}", maps[0].trim().replace('\n', ", ")))
 }
 
 fn image_links(stage: &Stage) -> Result<String> {
@@ -251,7 +249,7 @@ fn set_user_id(stage: &Stage) -> Result<String> {
     let uid = get(stage, "plant")?["metadata"]["uid"].as_str().context("a Pod without a UID")?.to_owned();
     let planted = stage.sandbox.state().join("pods").join(uid).join("volumes/data/planted");
     ensure!(planted.exists(), "{} is not there", planted.display());
-    let tried = stage.as_nobody(planted.to_str().context("the file is no text")?, ["users"]);
+    let tried = stage.as_nobody(planted.to_str().context("the file is no text")?, ["users", "/"]);
     ensure!(tried.is_err(), "nobody could run {}", planted.display());
     Ok(said.lines().next().unwrap_or_default().to_owned())
 }
