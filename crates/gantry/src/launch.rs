@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     access, console,
     failure::{Failure, Result},
+    service,
     settings::Settings,
 };
 
@@ -96,6 +97,9 @@ pub async fn ensure(settings: &Settings, cancel: &CancellationToken) -> Result<b
     if !settings.is_root {
         return Err(Failure::new("no daemon runs, and only root may start one")
             .hint(format!("sudo gantry daemon start{}", settings.state_flag())));
+    }
+    if service::start(settings)? {
+        return Ok(true);
     }
     match start(settings, cancel).await {
         Ok(()) => Ok(true),

@@ -14,6 +14,7 @@ mod launch;
 mod output;
 mod printer;
 mod publish;
+mod service;
 mod settings;
 mod version;
 mod workload;

@@ -138,7 +138,7 @@ async fn start(context: &Context) -> Result<ExitCode> {
     root(context, "start")?;
     context.printer.progress("starting the daemon");
     let started = std::time::Instant::now();
-    let is_ours = install::start(context)? || launch::ensure(&context.settings, &context.cancel).await?;
+    let is_ours = launch::ensure(&context.settings, &context.cancel).await?;
     let facts = format!("daemon in {}", context.settings.state_dir.display());
     // Of two that start one at once, one waits for the other's.
     context.printer.step(if is_ours { "Started" } else { "Running" }, &facts, Some(started.elapsed()));

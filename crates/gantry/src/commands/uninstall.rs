@@ -44,8 +44,9 @@ async fn uninstall(context: &Context, matches: &ArgMatches) -> Result<ExitCode> 
         return Err(Failure::new(format!("{} is not a state folder of gantry", state_dir.display()))
             .hint("name it: gantry uninstall --state-dir DIR".to_owned()));
     }
-    daemon::install::uninstall(context)?;
+    // Told to end, the daemon is not started again; the unit goes once that has worked.
     daemon::stop(context, true).await?;
+    daemon::install::uninstall(context)?;
     if args.purge {
         remove(state_dir)?;
         context.printer.step("Removed", &state_dir.display().to_string(), None);

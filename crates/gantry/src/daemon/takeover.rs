@@ -252,3 +252,74 @@ fn inherited(variable: &str) -> Option<OwnedFd> {
     rustix::io::fcntl_setfd(&descriptor, FdFlags::CLOEXEC).ok()?;
     Some(descriptor)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    struct Folder {
+        dir: tempfile::TempDir,
+        lock: Lock,
+    }
+
+    impl Folder {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            for name in ["logs", "run"] {
+                fs::create_dir(dir.path().join(name)).unwrap();
+            }
+            let lock = Lock::acquire(&dir.path().join("run/daemon.lock")).unwrap();
+            Self { dir, lock }
+        }
+
+        /// What comes of starting a shell script as the new daemon.
+        fn start(&self, script: &str, within: Duration) -> Result<(u32, String)> {
+            let path = self.dir.path().join("binary");
+            // A file that is written cannot be executed, and another test's fork may hold this one open.
+            let staged = path.with_extension("staged");
+            fs::write(&staged, format!("#!/bin/sh\n{script}\n")).unwrap();
+            fs::set_permissions(&staged, fs::Permissions::from_mode(0o700)).unwrap();
+            fs::rename(&staged, &path).unwrap();
+            let lock = self.lock.pass_on().unwrap();
+            Takeover { dir: self.dir.path().to_owned(), lock, within }.start(&path, within)
+        }
+    }
+
+    #[test]
+    fn a_daemon_that_says_that_it_serves_has_the_lock_and_stays() {
+        let folder = Folder::new();
+        let script = "test -e /proc/self/fd/$GANTRY_LOCK_FD || exit 1\n\
+                      echo '{\"ready\":{\"version\":\"9.0.0\"}}' > /proc/self/fd/$GANTRY_READY_FD\nexec sleep 600";
+        let (pid, version) = folder.start(script, LONG).unwrap();
+        assert_eq!(version, "9.0.0");
+        let Folder { dir, lock } = folder;
+        drop(lock);
+        let file = File::open(dir.path().join("run/daemon.lock")).unwrap();
+        assert!(Lock::is_held(&file).unwrap(), "the new daemon holds it");
+        let pid = rustix::process::Pid::from_raw(pid as i32).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        let _ = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty());
+    }
+
+    #[test]
+    fn a_daemon_that_does_not_serve_is_ended_and_it_is_said_why() {
+        let folder = Folder::new();
+        let said = |script: &str, within| format!("{:#}", folder.start(script, within).unwrap_err());
+        let error = said("echo first >&2; echo boom >&2; exit 7", LONG);
+        assert!(error.contains("exit status: 7") && error.ends_with("boom"), "{error}");
+        let script = "echo '{\"failed\":{\"error\":\"no store\",\"hint\":null}}' > /proc/self/fd/$GANTRY_READY_FD\nsleep 600";
+        assert_eq!(said(script, LONG), "no store");
+        let error = said("exec sleep 600", Duration::from_millis(50));
+        assert!(error.contains("did not serve within"), "{error}");
+        assert!(said("echo what > /proc/self/fd/$GANTRY_READY_FD", LONG).contains("understand what it said"));
+        assert!(
+            Takeover { dir: folder.dir.path().into(), lock: folder.lock.pass_on().unwrap(), within: LONG }
+                .start(&folder.dir.path().join("absent"), LONG)
+                .is_err()
+        );
+    }
+}

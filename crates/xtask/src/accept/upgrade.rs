@@ -84,7 +84,11 @@ pub(crate) fn upgrades(gantry: &Path, other: &Path, times: usize) -> Result<Take
         let report = load.stop().await;
         let restarts =
             programs.iter().filter(|one| !containers(&sandbox).is_ok_and(|now| now.contains(one))).count();
-        let words = format!("{times} upgrades: {}, {restarts} programs started again", report.words());
+        let (before, during) = (p99_ms(&before_us), p99_ms(&during_us));
+        let words = format!(
+            "{times} upgrades: {}, {restarts} programs started again, p99 {before:.1} ms before and {during:.1} ms from then on",
+            report.words()
+        );
         Ok(Taken { lost: report.lost(), restarts: restarts as u64, before_us, during_us, words })
     })
 }
@@ -181,6 +185,14 @@ fn containers(sandbox: &Sandbox) -> Result<Vec<String>> {
         found.push(format!("{} {id} {restarts}", pod["metadata"]["name"]));
     }
     Ok(found)
+}
+
+/// What 99 of 100 do not exceed; NaN when nothing was measured.
+pub(crate) fn p99_ms(times_us: &[u64]) -> f64 {
+    let mut sorted = times_us.to_vec();
+    sorted.sort_unstable();
+    let rank = (sorted.len() * 99).div_ceil(100);
+    rank.checked_sub(1).map_or(f64::NAN, |index| sorted[index] as f64 / 1000.0)
 }
 
 /// Waits until the load has done some work.

@@ -3,7 +3,6 @@
 use anyhow::Result;
 
 use super::row::Bar;
-use super::samples::Samples;
 use super::{Figure, Row, Setting};
 use crate::accept::upgrade;
 
@@ -21,12 +20,8 @@ fn run(setting: &Setting) -> Result<Vec<Row>> {
     let none = Err(anyhow::anyhow!("nobody hands over under load"));
     let about = format!("operations lost of 1,000 a second, {times} upgrades");
     let lost = Row::compare(&about, "lost", taken.lost as f64, &none, Bar::most(0.0));
-    let p99 = |times_us: &[u64]| {
-        let mut samples = Samples::default();
-        times_us.iter().for_each(|time| samples.push(*time as f64 / 1000.0));
-        samples.p99()
-    };
     let about = format!("p99 from the first of {times} upgrades to the last, beside before");
-    let slow = Row::compare(&about, "ms", p99(&taken.during_us), &Ok(p99(&taken.before_us)), Bar::ratio(3.0));
+    let (before, during) = (upgrade::p99_ms(&taken.before_us), upgrade::p99_ms(&taken.during_us));
+    let slow = Row::compare(&about, "ms", during, &Ok(before), Bar::ratio(3.0));
     Ok(vec![lost, slow])
 }
