@@ -1,6 +1,8 @@
 # `make demo` and `make test` do everything on a fresh machine with Rust and Go.
 SHELL := /bin/bash
-.PHONY: demo test check bench setup setup-test setup-bench
+.PHONY: demo test check bench install setup setup-test setup-bench
+# Where `make install` puts the binary and the shells' completions; DESTDIR goes in front, for packages.
+PREFIX ?= /usr/local
 
 # What the build needs: a C compiler.
 setup:
@@ -13,6 +15,10 @@ setup-test:
 # What the benchmarks need beside that: the peers.
 setup-bench:
 	@scripts/setup.sh bench
+
+install: setup
+	cargo build --release --package gantry
+	@scripts/install.sh "$(DESTDIR)$(PREFIX)"
 
 demo: setup
 	cargo build --release --package gantry

@@ -3,30 +3,40 @@
 //! **Invariant:** after a function here returns `Ok`, what it wrote survives a power cut; if it does not return,
 //! a reader finds the old file or none, never a part of the new one. That takes three steps, in this order: fsync
 //! of the file, rename over its final name, fsync of the folder that holds the name.
+//!
+//! **Private unless said otherwise:** files get mode 0600 and folders 0700; a mode that is given holds exactly, whatever
+//! the process's umask.
 
 pub mod lock;
+mod owner;
 pub mod record;
 mod staged;
 mod tree;
 
 pub use lock::Lock;
+pub use owner::Owner;
 pub use staged::{Staged, commit_together};
 pub use tree::remove_dir_all;
 
-use std::fs::{DirBuilder, File};
+use std::fs::{DirBuilder, File, Permissions};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
 
 /// Prefix of files that are being written. A crash may leave one; [`sweep`] removes them.
 pub const STAGED_PREFIX: &str = ".staged-";
 
-/// Writes `bytes` to `path` with mode 0644: afterwards the file is there, whole and durable.
+/// Permission bits of files that only their owner may read.
+pub const FILE_MODE: u32 = 0o600;
+/// Permission bits of folders that only their owner may enter.
+pub const DIR_MODE: u32 = 0o700;
+
+/// Writes `bytes` to `path` with [`FILE_MODE`]: afterwards the file is there, whole and durable.
 pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    write_with_mode(path, bytes, 0o644)
+    write_with_mode(path, bytes, FILE_MODE)
 }
 
-/// Like [`write()`], with permission bits `mode`: they hold from the first byte on, so a secret is never readable.
+/// Like [`write()`], with permission bits `mode`.
 pub fn write_with_mode(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     use io::Write as _;
     let mut staged = Staged::with_mode(parent(path)?, mode)?;
@@ -51,9 +61,9 @@ pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
     if old == new { Ok(()) } else { sync_dir(old) }
 }
 
-/// Makes the folder and what is missing above it (mode 0755); each new name is durable.
+/// Makes the folder and what is missing above it with [`DIR_MODE`]; each new name is durable.
 pub fn create_dir_all(path: &Path) -> io::Result<()> {
-    create_dir_all_with_mode(path, 0o755)
+    create_dir_all_with_mode(path, DIR_MODE)
 }
 
 /// Like [`create_dir_all`], with permission bits `mode` for each folder that is made.
@@ -63,8 +73,11 @@ pub fn create_dir_all_with_mode(path: &Path, mode: u32) -> io::Result<()> {
     }
     let above = parent(path)?;
     create_dir_all_with_mode(above, mode)?;
-    match DirBuilder::new().mode(mode).create(path) {
-        Ok(()) => sync_dir(above),
+    match DirBuilder::new().mode(mode & DIR_MODE).create(path) {
+        Ok(()) => {
+            std::fs::set_permissions(path, Permissions::from_mode(mode))?;
+            sync_dir(above)
+        }
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
         Err(error) => Err(error),
     }
@@ -111,6 +124,20 @@ mod tests {
         assert_eq!(std::fs::read(&path).unwrap(), b"two");
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn modes_are_private_or_what_was_given() {
+        let dir = tempfile::tempdir().unwrap();
+        let mode =
+            |name: &str| std::fs::metadata(dir.path().join(name)).unwrap().permissions().mode() & 0o7777;
+        // Wider than what any usual umask leaves.
+        write_with_mode(&dir.path().join("wide"), b"", 0o666).unwrap();
+        create_dir_all_with_mode(&dir.path().join("open/inner"), 0o777).unwrap();
+        write(&dir.path().join("secret"), b"").unwrap();
+        create_dir_all(&dir.path().join("closed/inner")).unwrap();
+        assert_eq!([mode("wide"), mode("open"), mode("open/inner")], [0o666, 0o777, 0o777]);
+        assert_eq!([mode("secret"), mode("closed"), mode("closed/inner")], [0o600, 0o700, 0o700]);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! One owner a folder: an advisory lock that the kernel drops when its holder dies.
 //!
-//! It belongs to the open file (`F_OFD_SETLK`, fcntl(2)), and unlike with flock others can ask whether it is held without
+//! Its file has mode 0600: who cannot open it cannot hold it. It belongs to the open file (`F_OFD_SETLK`, fcntl(2)), and unlike with flock others can ask whether it is held without
 //! holding it themselves for a moment, in which an owner that starts would be refused.
 
 use std::fs::{File, OpenOptions};
@@ -8,6 +8,7 @@ use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
@@ -39,7 +40,21 @@ pub struct Lock {
     file: File,
 }
 
+/// How often a lock that is held is tried again: the kernel's own wait has no deadline.
+const TRY_AGAIN: Duration = Duration::from_millis(5);
+
 impl Lock {
+    /// Takes the lock as soon as its holder lets it go, or says who still holds it after `patience`.
+    pub fn acquire_within(path: &Path, patience: Duration) -> Result<Self, Error> {
+        let deadline = Instant::now() + patience;
+        loop {
+            match Self::acquire(path) {
+                Err(Error::Held { .. }) if Instant::now() < deadline => std::thread::sleep(TRY_AGAIN),
+                result => return result,
+            }
+        }
+    }
+
     /// Takes the lock or says who holds it; never waits. The file then holds this process's id.
     pub fn acquire(path: &Path) -> Result<Self, Error> {
         let io = |source| Error::Io { path: path.to_owned(), source };
@@ -138,7 +153,13 @@ mod tests {
         );
         let file = File::open(&path).unwrap();
         assert!(Lock::is_held(&file).unwrap());
+        assert!(matches!(Lock::acquire_within(&path, Duration::ZERO), Err(Error::Held { .. })));
+        let waits = std::thread::spawn({
+            let path = path.clone();
+            move || Lock::acquire_within(&path, Duration::from_secs(60)).map(drop)
+        });
         drop(first);
+        waits.join().unwrap().unwrap();
         assert!(!Lock::is_held(&file).unwrap());
         Lock::acquire(&path).unwrap();
     }

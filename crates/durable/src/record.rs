@@ -55,7 +55,7 @@ pub fn write(path: &Path, version: u8, payload: &[u8]) -> Result<(), Error> {
     if payload.len() > PAYLOAD_BYTES_MAX {
         return Err(io(io::Error::new(io::ErrorKind::InvalidInput, "the payload is too long")));
     }
-    crate::write_with_mode(path, &encode(version, payload), 0o600).map_err(io)
+    crate::write(path, &encode(version, payload)).map_err(io)
 }
 
 /// Reads the record's payload; `Ok(None)` if there is no file.

@@ -1,8 +1,8 @@
 //! A file that has no name yet: dropped it is gone, committed it is there, whole.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -19,18 +19,27 @@ pub struct Staged {
 }
 
 impl Staged {
-    /// Opens a new staged file in `dir` (mode 0644); `dir` must be on the file system of the later destination.
+    /// Opens a new staged file in `dir` with [`crate::FILE_MODE`]; `dir` must be on the file system of the later
+    /// destination.
     pub fn new(dir: &Path) -> io::Result<Self> {
-        Self::with_mode(dir, 0o644)
+        Self::with_mode(dir, crate::FILE_MODE)
     }
 
-    /// Like [`Staged::new`], with permission bits `mode`.
+    /// Like [`Staged::new`], with permission bits `mode`, exactly.
     pub fn with_mode(dir: &Path, mode: u32) -> io::Result<Self> {
         loop {
             let number = NEXT.fetch_add(1, Ordering::Relaxed);
             let path = dir.join(format!("{STAGED_PREFIX}{}-{number}", std::process::id()));
-            match OpenOptions::new().read(true).write(true).create_new(true).mode(mode).open(&path) {
-                Ok(file) => return Ok(Self { file, path, committed: false }),
+            let mut options = OpenOptions::new();
+            options.read(true).write(true).create_new(true).mode(mode & crate::FILE_MODE);
+            match options.open(&path) {
+                Ok(file) => {
+                    let staged = Self { file, path, committed: false };
+                    if mode != crate::FILE_MODE {
+                        staged.file.set_permissions(Permissions::from_mode(mode))?;
+                    }
+                    return Ok(staged);
+                }
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
                 Err(error) => return Err(error),
             }

@@ -1,14 +1,32 @@
 //! A `kube::Client` from gantry's own kubeconfig: one TLS connection, on which HTTP/2 carries all watches.
 
-use std::{fs, path::Path, sync::Arc};
+use std::{
+    fs, io,
+    path::Path,
+    sync::Arc,
+    task::{self, Poll},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use hyper_util::{client::legacy, rt::TokioExecutor};
+use futures::future::BoxFuture;
+use hyper_util::{
+    client::legacy,
+    rt::{TokioExecutor, TokioTimer},
+};
 use kube::client::middleware::BaseUriLayer;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use serde::Deserialize;
-use tower::{ServiceBuilder, ServiceExt as _, util::MapRequestLayer};
+use tower::{BoxError, Service, ServiceBuilder, ServiceExt as _, util::MapRequestLayer};
+
+/// How long a connection may take with its TLS handshake. While no daemon runs the proxy holds its socket open: somebody
+/// connects, but nobody shakes hands until the next one is there.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a connection may be silent before the daemon is asked whether it is there (HTTP/2 PING, RFC 9113 section 6.7).
+const PING_AFTER: Duration = Duration::from_secs(5);
+/// How long it may take to answer that, before the connection and all that waits on it are given up.
+const PING_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Reads the kubeconfig's current context and makes a client of it; opens no connection yet.
 pub fn from_kubeconfig(path: &Path, namespace: &str) -> Result<kube::Client> {
@@ -32,7 +50,12 @@ fn make(path: &Path, namespace: &str, http2: bool) -> Result<kube::Client> {
     let connector =
         hyper_rustls::HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1();
     let connector = if http2 { connector.enable_http2().build() } else { connector.build() };
-    let http = legacy::Client::builder(TokioExecutor::new()).build(connector);
+    let http = legacy::Client::builder(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .http2_keep_alive_interval(PING_AFTER)
+        .http2_keep_alive_timeout(PING_DEADLINE)
+        .http2_keep_alive_while_idle(true)
+        .build(Punctual(connector));
     let token = user.token.as_ref().map(|token| format!("Bearer {token}"));
     let token = token
         .map(|text| http::HeaderValue::try_from(text).context("the token in the kubeconfig"))
@@ -45,6 +68,33 @@ fn make(path: &Path, namespace: &str, http2: bool) -> Result<kube::Client> {
     });
     let service = ServiceBuilder::new().layer(BaseUriLayer::new(uri)).layer(authorize).service(http);
     Ok(kube::Client::new(service.map_err(tower::BoxError::from), namespace))
+}
+
+/// A connector that gives up in time.
+#[derive(Clone)]
+struct Punctual<C>(C);
+
+impl<C> Service<http::Uri> for Punctual<C>
+where
+    C: Service<http::Uri, Error: Into<BoxError>, Future: Send + 'static>,
+{
+    type Response = C::Response;
+    type Error = BoxError;
+    type Future = BoxFuture<'static, std::result::Result<C::Response, BoxError>>;
+
+    fn poll_ready(&mut self, context: &mut task::Context<'_>) -> Poll<std::result::Result<(), BoxError>> {
+        self.0.poll_ready(context).map_err(Into::into)
+    }
+
+    fn call(&mut self, uri: http::Uri) -> Self::Future {
+        let connected = self.0.call(uri);
+        Box::pin(async move {
+            match tokio::time::timeout(CONNECT_DEADLINE, connected).await {
+                Ok(connected) => connected.map_err(Into::into),
+                Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "nobody answers").into()),
+            }
+        })
+    }
 }
 
 /// What is read of a kubeconfig (Kubernetes' `clientcmd/api/v1`).
@@ -146,5 +196,18 @@ fn pem(data: Option<&str>, file: Option<&str>, folder: &Path) -> Result<Option<V
             Ok(Some(fs::read(&path).with_context(|| format!("read {}", path.display()))?))
         }
         (None, None) => Ok(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_nobody_takes_is_given_up() {
+        let nobody = tower::service_fn(|_: http::Uri| std::future::pending::<io::Result<()>>());
+        let error =
+            Punctual(nobody).oneshot(http::Uri::from_static("https://127.0.0.1:1")).await.unwrap_err();
+        assert_eq!(error.downcast_ref::<io::Error>().unwrap().kind(), io::ErrorKind::TimedOut);
     }
 }

@@ -25,8 +25,19 @@ const CANCEL_DEADLINE: Duration = Duration::from_secs(5);
 pub struct Hooks {
     /// Runs a daemon over a state folder until it is told to end; calls the function once when it serves.
     pub daemon: fn(&std::path::Path, &mut dyn FnMut()) -> anyhow::Result<()>,
-    /// Ends what outlives the daemon (proxy, keepers) and removes what stands outside the state folder; says what.
-    pub remove_outside: fn(&std::path::Path) -> anyhow::Result<Vec<String>>,
+    /// What the user can do about a daemon that failed so.
+    pub hint: fn(&anyhow::Error) -> Option<String>,
+    /// Ends what outlives the daemon (proxy, keepers) and removes what stands outside the state folder.
+    pub remove_outside: fn(&std::path::Path) -> anyhow::Result<Removed>,
+}
+
+/// What became of what outlives a daemon.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Removed {
+    /// Processes that were ended.
+    pub ended: Vec<String>,
+    /// What could not be ended or removed within its deadline, and why.
+    pub resisted: Vec<String>,
 }
 
 /// One invocation of a command.

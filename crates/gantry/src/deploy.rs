@@ -108,9 +108,11 @@ impl Rollout<'_> {
                     && (is_ready || !self.had_service)
                     && let Some(listening) = follower.observed.listening(self.generation)
                 {
-                    let service = spec.service(&listening);
+                    let (service, started) = (spec.service(&listening), Instant::now());
                     follower.observed.service = Some(apply(&self.services(), self.name, &service).await?);
                     applied = true;
+                    let facts = format!("service/{}", self.name);
+                    self.context.printer.step("Applied", &facts, Some(started.elapsed()));
                 }
                 match verdict {
                     Verdict::Failed(trouble) => {
@@ -146,7 +148,8 @@ impl Rollout<'_> {
                 () = self.context.cancel.cancelled() => return Err(self.interrupted()),
                 change = tokio::time::timeout_at(until.into(), follower.next()) => {
                     // Nothing happened until the deadline: it is assessed again.
-                    change.unwrap_or(Ok(()))?;
+                    let left = format!("deployment/{} was applied and goes on by itself", self.name);
+                    change.unwrap_or(Ok(())).map_err(|failure| failure.adding(&left))?;
                 }
             }
         }

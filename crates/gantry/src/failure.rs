@@ -59,6 +59,11 @@ impl Failure {
         self
     }
 
+    /// What went wrong, without `error:` and hint.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
     /// The process's exit code.
     pub fn code(&self) -> u8 {
         self.code
@@ -146,7 +151,7 @@ impl From<kube::Error> for Failure {
 
 impl From<kube::runtime::watcher::Error> for Failure {
     fn from(error: kube::runtime::watcher::Error) -> Self {
-        Self::from_error(&error).context("watch the rollout")
+        Self::from_error(&error).context("watch the daemon's objects")
     }
 }
 

@@ -7,7 +7,7 @@ use std::{
     io::{self, Read as _},
     os::{
         fd::{AsFd as _, AsRawFd as _, OwnedFd},
-        unix::process::CommandExt as _,
+        unix::{fs::OpenOptionsExt as _, process::CommandExt as _},
     },
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     access, console,
     failure::{Failure, Result},
-    service,
+    modes, service,
     settings::Settings,
 };
 
@@ -147,10 +147,13 @@ pub async fn answers(state_dir: &Path) -> Result<bool> {
 /// Starts a daemon in a session of its own.
 pub async fn start(settings: &Settings, cancel: &CancellationToken) -> Result<()> {
     let failed = |step: &str, error: io::Error| Failure::from_error(&error).context(step.to_owned());
+    modes::make(&settings.state_dir).map_err(|error| Failure::from_error(&error).hint(error.hint()))?;
     let logs = settings.state_dir.join("logs");
-    durable::create_dir_all(&logs).map_err(|error| failed("make the state folder", error))?;
+    durable::create_dir_all(&logs).map_err(|error| failed("make the folder for logs", error))?;
     let crash = logs.join("daemon.stderr");
-    let stderr = fs::File::create(&crash).map_err(|error| failed("make the daemon's log", error))?;
+    let stderr =
+        fs::OpenOptions::new().write(true).create(true).truncate(true).mode(durable::FILE_MODE).open(&crash);
+    let stderr = stderr.map_err(|error| failed("make the daemon's log", error))?;
     let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
         .map_err(|error| failed("make a pipe", error.into()))?;
     let mut child = spawn(settings, stderr, write).map_err(|error| failed("start the daemon", error))?;
@@ -235,6 +238,15 @@ pub enum Stopped {
 
 /// Asks a daemon to end, and waits for it. Containers stay.
 pub async fn stop(settings: &Settings, deadline: Duration) -> Result<Stopped> {
+    end(settings, Signal::TERM, deadline).await
+}
+
+/// Kills a daemon that did not end when it was asked to.
+pub async fn kill(settings: &Settings, deadline: Duration) -> Result<Stopped> {
+    end(settings, Signal::KILL, deadline).await
+}
+
+async fn end(settings: &Settings, signal: Signal, deadline: Duration) -> Result<Stopped> {
     let Some(pid) = holder(&settings.state_dir)? else { return Ok(Stopped::WasNotRunning) };
     let failed = |step: &str, error: rustix::io::Errno| {
         let hint = (error == rustix::io::Errno::PERM)
@@ -252,7 +264,7 @@ pub async fn stop(settings: &Settings, deadline: Duration) -> Result<Stopped> {
     if holder(&settings.state_dir)? != Some(pid) {
         return Ok(Stopped::WasNotRunning);
     }
-    rustix::process::pidfd_send_signal(&process, Signal::TERM).map_err(|error| failed("signal", error))?;
+    rustix::process::pidfd_send_signal(&process, signal).map_err(|error| failed("signal", error))?;
     let ended = tokio::task::spawn_blocking(move || ended(&process, deadline)).await;
     match ended {
         Ok(Ok(true)) => Ok(Stopped::Ended),

@@ -7,7 +7,7 @@ use oci::{Descriptor, Digest, Reference};
 use crate::{
     context::{Context, registry_failure},
     failure::{Failure, Result},
-    output,
+    follow, output,
     workload::label,
 };
 
@@ -83,9 +83,13 @@ pub async fn push(
 ) -> Result<(Reference, image::Image)> {
     context.printer.progress(format!("writing the image of {}", binary.name));
     let sink = Registry { client: registry.clone(), reference: reference.clone() };
-    let assembled = image::assemble(binary, options, &sink);
+    let assembled = async { image::assemble(binary, options, &sink).await.map_err(explain) };
+    let assembled: futures::future::LocalBoxFuture<'_, _> = match reference.is_embedded() {
+        true => Box::pin(follow::while_it_answers(context, assembled)),
+        false => Box::pin(assembled),
+    };
     let image = tokio::select! {
-        image = assembled => image.map_err(explain)?,
+        image = assembled => image?,
         () = context.cancel.cancelled() => return Err(Failure::interrupted("the image was not finished, nothing was changed")),
     };
     let by_digest = reference.with_digest(image.descriptor.digest.clone());

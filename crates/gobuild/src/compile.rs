@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     buildinfo::{self, BuildInfo},
+    folder::Folder,
     go::{self, Output, Progress},
     plan::{self, Build, Plan},
 };
@@ -25,7 +26,7 @@ const MACHINES: &[(&str, u16)] = &[("amd64", 62), ("arm64", 183), ("riscv64", 24
 /// A compiled program; its file lives as long as this value.
 #[derive(Debug)]
 pub struct Binary {
-    _folder: tempfile::TempDir,
+    _folder: Folder,
     /// The stripped executable.
     pub path: PathBuf,
     /// Bytes of the executable.
@@ -148,8 +149,7 @@ impl Plan {
     pub async fn compile(&self, cancel: &CancellationToken, progress: Progress<'_>) -> Result<Binary, Error> {
         let started = Instant::now();
         // Beside Go's own work folder, so that the linker's output is renamed and not copied.
-        let folder = tempfile::Builder::new().prefix("gantry-build-").tempdir();
-        let folder = folder.map_err(|source| Error::Temporary { source })?;
+        let folder = Folder::new().map_err(|source| Error::Temporary { source })?;
         let path = match &self.build {
             Build::Package { folder: source, arguments } => {
                 let path = folder.path().join("program");
@@ -218,11 +218,17 @@ impl Plan {
     }
 
     fn variables(&self) -> Vec<(&'static str, OsString)> {
-        vec![
+        let mut variables: Vec<(&'static str, OsString)> = vec![
             ("CGO_ENABLED", "0".into()),
             ("GOOS", "linux".into()),
             ("GOARCH", self.options.architecture.clone().into()),
-        ]
+        ];
+        if let Build::Remote { .. } = &self.build {
+            // A go.work that the module ships is about its authors' checkout, one of the caller's about the caller's
+            // modules; and Go refuses -modfile beside either.
+            variables.push(("GOWORK", "off".into()));
+        }
+        variables
     }
 
     /// Turns what a failed build wrote into a reason.

@@ -8,6 +8,7 @@ mod base;
 pub mod buildinfo;
 pub mod compile;
 pub mod files;
+mod folder;
 pub mod go;
 pub mod image;
 pub mod layout;

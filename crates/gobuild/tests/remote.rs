@@ -70,6 +70,27 @@ fn toolchain(root: &Path) -> Toolchain {
     Toolchain::find(Some(&OsString::from(root.join("bin"))), root.into()).unwrap()
 }
 
+/// Puts the folders of these names into the proxy, as modules of version 1.0.0.
+fn publish(root: &Path, toolchain: &Toolchain, names: &[&str]) {
+    for name in names {
+        let status = Command::new(toolchain.command())
+            .args(["run", "publish.go", "proxy", &format!("example.com/{name}"), "v1.0.0", name])
+            .current_dir(root)
+            .status();
+        assert!(status.unwrap().success());
+    }
+}
+
+/// What a program from the proxy writes.
+async fn said(toolchain: Toolchain, path: &str) -> String {
+    let target = Target::Import { path: path.into(), version: Some("v1.0.0".into()) };
+    let cancel = CancellationToken::new();
+    let plan = Plan::resolve(&target, Options::default(), toolchain, &cancel).await.unwrap();
+    let binary = plan.compile(&cancel, &|_| ()).await.unwrap();
+    let output = Command::new(&binary.path).output().unwrap();
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
 #[tokio::test]
 async fn a_replacement_that_was_not_published_gives_way_to_the_sibling_that_was() {
     let root = tempfile::tempdir().unwrap();
@@ -87,17 +108,29 @@ async fn a_replacement_that_was_not_published_gives_way_to_the_sibling_that_was(
         ],
     );
     let toolchain = toolchain(root);
-    for name in ["app", "lib"] {
-        let status = Command::new(toolchain.command())
-            .args(["run", "publish.go", "proxy", &format!("example.com/{name}"), "v1.0.0", name])
-            .current_dir(root)
-            .status();
-        assert!(status.unwrap().success());
-    }
-    let target = Target::Import { path: "example.com/app".into(), version: Some("v1.0.0".into()) };
-    let cancel = CancellationToken::new();
-    let plan = Plan::resolve(&target, Options::default(), toolchain, &cancel).await.unwrap();
-    let binary = plan.compile(&cancel, &|_| ()).await.unwrap();
-    let output = Command::new(&binary.path).output().unwrap();
-    assert_eq!(String::from_utf8_lossy(&output.stderr), "the published sibling");
+    publish(root, &toolchain, &["app", "lib"]);
+    assert_eq!(said(toolchain, "example.com/app").await, "the published sibling");
+}
+
+#[tokio::test]
+async fn a_module_that_ships_a_workspace_is_built_without_it() {
+    let root = tempfile::tempdir().unwrap();
+    let root = root.path();
+    // Of Prometheus' shape: replaced, so that `go install` refuses it, and a go.work beside go.mod.
+    let app = "module example.com/app\n\ngo 1.21\n\nrequire example.com/lib v1.0.0\n\nreplace example.com/lib => example.com/lib v1.0.0\n";
+    let main = "package main\n\nimport \"example.com/lib\"\n\nfunc main() { print(lib.Name) }\n";
+    write(
+        root,
+        &[
+            ("publish.go", PUBLISH),
+            ("app/go.mod", app),
+            ("app/go.work", "go 1.21\n\nuse (\n\t.\n\t./tools\n)\n"),
+            ("app/main.go", main),
+            ("lib/go.mod", "module example.com/lib\n\ngo 1.21\n"),
+            ("lib/lib.go", "package lib\n\nconst Name = \"no workspace\"\n"),
+        ],
+    );
+    let toolchain = toolchain(root);
+    publish(root, &toolchain, &["app", "lib"]);
+    assert_eq!(said(toolchain, "example.com/app").await, "no workspace");
 }

@@ -43,6 +43,8 @@ pub enum Error {
     Config { digest: Digest, source: serde_json::Error },
     #[error("layer {digest} is refused")]
     Layer { digest: Digest, source: oci::layer::Error },
+    #[error("there is no room for layer {digest}: {bytes} bytes are free beyond what is kept")]
+    NoRoom { digest: Digest, bytes: u64 },
     #[error("index {digest} has no image for {platform}")]
     NoPlatform { digest: Digest, platform: Box<Platform> },
     #[error("image {0} is not in the store")]
@@ -66,6 +68,9 @@ impl Error {
 
     /// Is the disk full (or the quota used up)?
     pub fn is_disk_full(&self) -> bool {
+        if matches!(self, Error::NoRoom { .. }) {
+            return true;
+        }
         let mut next: Option<&(dyn std::error::Error + 'static)> = Some(self);
         while let Some(error) = next {
             if let Some(io) = error.downcast_ref::<io::Error>()

@@ -15,7 +15,11 @@ use oci::{
 };
 use tokio::{sync::mpsc, task};
 
-use crate::{Error, Result, Store, store::read_bounded};
+use crate::{
+    Error, Result, Store,
+    room::{self, Grant},
+    store::read_bounded,
+};
 
 /// The most blobs that are taken in at once: each holds a file open.
 static INGESTS: LazyLock<Arc<Bound>> = LazyLock::new(|| Bound::new("images_ingests", 4096));
@@ -33,6 +37,7 @@ pub struct Ingest {
     hasher: Hasher,
     size: u64,
     limit: u64,
+    grant: Grant,
     permit: Permit,
 }
 
@@ -42,7 +47,8 @@ impl Ingest {
         let dir = store.0.blobs.join("sha256");
         let staged = Staged::new(&dir).map_err(Error::io("making a file in", &dir))?;
         let hasher = Hasher::new(Algorithm::Sha256);
-        Ok(Ingest { store, staged, hasher, size: 0, limit: BLOB_BYTES_MAX, permit })
+        let grant = Grant::new(room::look(&dir));
+        Ok(Ingest { store, staged, hasher, size: 0, limit: BLOB_BYTES_MAX, grant, permit })
     }
 
     /// Refuses to grow beyond so many bytes.
@@ -62,7 +68,8 @@ impl Ingest {
             return Err(Error::TooLarge { limit: self.limit });
         }
         let path = self.staged.path().to_owned();
-        self.staged.write_all(bytes).map_err(Error::io("writing", &path))?;
+        let written = self.grant.take(bytes.len() as u64).and_then(|()| self.staged.write_all(bytes));
+        written.map_err(Error::io("writing", &path))?;
         self.hasher.update(bytes);
         self.size += bytes.len() as u64;
         Ok(())

@@ -15,6 +15,7 @@ pub mod garbage;
 pub mod import;
 mod ingest;
 mod names;
+mod room;
 mod snapshot;
 mod store;
 mod tree;

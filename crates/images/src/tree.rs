@@ -5,6 +5,7 @@
 
 use std::{
     fs, io,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex,
@@ -19,7 +20,7 @@ use oci::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result, Store, clone::clone_tree, unpack::Unpacker};
+use crate::{Error, Result, Store, clone::clone_tree, room::Room, unpack::Unpacker};
 
 const VERSION: u8 = 1;
 /// Prefix of folders that are being unpacked or removed.
@@ -112,6 +113,8 @@ impl Store {
         let temporary = Temporary::new(&self.0.trees)?;
         let root = temporary.0.join("rootfs");
         fs::create_dir(&root).map_err(Error::io("making", &root))?;
+        // The container's `/`, unless a layer says otherwise; the folders above let only root pass.
+        fs::set_permissions(&root, fs::Permissions::from_mode(0o755)).map_err(Error::io("opening", &root))?;
         let start = match base {
             Some((k, base)) => {
                 clone_tree(&base.join("rootfs"), &root)?;
@@ -139,7 +142,25 @@ impl Store {
         let blob = self.open_blob(&layer.digest)?;
         let stream = decompress(blob).map_err(refused)?;
         let hashing = oci::digest::Hashing::new(diff_id.algorithm(), stream);
-        let rest = Unpacker::open(root)?.unpack(hashing, &layer.digest, Limits::default())?;
+        let room = Room::at(root).map_err(Error::io("looking for free space below", root))?;
+        let most = Limits::default();
+        let limits =
+            Limits { bytes: most.bytes.min(room.bytes), entries: most.entries.min(room.files), ..most };
+        let rest =
+            Unpacker::open(root)?.unpack(hashing, &layer.digest, limits).map_err(|error| match error {
+                // Not the layer's fault, but the disk's.
+                Error::Layer { source: oci::layer::Error::TooMuch { limit, .. }, digest }
+                    if limit < most.bytes =>
+                {
+                    Error::NoRoom { digest, bytes: room.bytes }
+                }
+                Error::Layer { source: oci::layer::Error::TooLarge { size, .. }, digest }
+                    if size <= most.bytes =>
+                {
+                    Error::NoRoom { digest, bytes: room.bytes }
+                }
+                error => error,
+            })?;
         expect(diff_id, rest).map_err(refused)
     }
 

@@ -20,7 +20,10 @@ use rustix::{
     io::Errno,
 };
 
-use crate::{Error, Result};
+use crate::{
+    Error, Result,
+    room::{self, Grant},
+};
 
 /// What a folder gets once everything is in it.
 struct Attributes {
@@ -40,7 +43,11 @@ pub(crate) struct Unpacker {
     /// The last parent folder, as most entries share it with the one before.
     parent: Option<(Vec<u8>, OwnedFd)>,
     buffer: Vec<u8>,
+    grant: Grant,
 }
+
+/// What an entry takes beside its content: a block for a folder or a long link, and its place in the folder above.
+const ENTRY_BYTES: u64 = 4096;
 
 impl Unpacker {
     /// Unpacks into an existing folder.
@@ -55,6 +62,7 @@ impl Unpacker {
             folders: BTreeMap::new(),
             parent: None,
             buffer: vec![0; 128 << 10],
+            grant: Grant::new(room::look(root)),
         })
     }
 
@@ -122,6 +130,7 @@ impl Unpacker {
         entry: &Entry,
         content: &mut impl Read,
     ) -> std::result::Result<(), Step> {
+        self.grant.take(ENTRY_BYTES)?;
         let (parent_path, name) = split(&path);
         let (cached, parent) = match self.parent.take() {
             Some((cached, fd)) if cached == parent_path => (cached, fd),
@@ -151,8 +160,11 @@ impl Unpacker {
             }
             Kind::HardLink => self.hard_link(at, name, &target, entry)?,
             Kind::Fifo => {
-                rustix::fs::mknodat(at, name, FileType::Fifo, Mode::from_raw_mode(entry.mode & 0o777), 0)?;
+                rustix::fs::mknodat(at, name, FileType::Fifo, Mode::from_raw_mode(0o600), 0)?;
                 set_owner_and_time(at, name, entry)?;
+                // The umask has its say in mknod. No link is followed: the name was made a moment ago, in a folder
+                // that only root passes to.
+                rustix::fs::chmodat(at, name, Mode::from_raw_mode(entry.mode & 0o777), AtFlags::empty())?;
             }
             Kind::Device => return Err(Refused::Device(entry.display_path()).into()),
         }
@@ -178,6 +190,7 @@ impl Unpacker {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
                 Err(e) => return Err(Step::Torn(e)),
             };
+            self.grant.take(n as u64)?;
             file.write_all(&self.buffer[..n])?;
             left -= n as u64;
         }
@@ -251,7 +264,10 @@ impl Unpacker {
                 Err(Errno::NOENT) => {
                     rustix::fs::mkdirat(&folder, split(part).1, Mode::from_raw_mode(0o755))?;
                     self.made.insert(part.to_vec());
-                    self.resolve(part)?
+                    let made = self.resolve(part)?;
+                    // Whatever the umask: any user of the container passes a folder that the layer only implies.
+                    rustix::fs::fchmod(&made, Mode::from_raw_mode(0o755))?;
+                    made
                 }
                 Err(Errno::NOTDIR) => return Err(below_file(part, entry)),
                 Err(e) => return Err(e.into()),

@@ -30,14 +30,19 @@ pub use host::{Destination, Routes};
 
 use std::io;
 use std::net::Ipv4Addr;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use namespace::Resident;
 use route::{LOOPBACK, Route, Router};
 
 /// The port on [`Network::router_ip`] that outgoing TCP of Pods is redirected to.
 pub const EGRESS_PORT: u16 = 15001;
+
+/// How long daemon and proxy wait for each other while one of them opens the network, which takes milliseconds.
+const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Whose network it is.
 #[derive(Clone, Debug)]
@@ -73,6 +78,8 @@ pub struct PodNetwork {
 pub enum Error {
     #[error("{path}: use the network folder")]
     Folder { path: PathBuf, source: io::Error },
+    #[error("another process opens the network, and has not finished")]
+    Locked(#[source] durable::lock::Error),
     #[error("{path}: read the address ranges")]
     Settings { path: PathBuf, source: settings::Broken },
     #[error("every private address range overlaps a route of this host")]
@@ -143,10 +150,11 @@ impl Network {
     pub fn open(config: Config) -> Result<Self, Error> {
         let folder = config.state_dir.join("run/netns");
         let at = |source| Error::Folder { path: folder.clone(), source };
-        std::fs::create_dir_all(&folder).map_err(at)?;
-        let lock = std::fs::File::create(config.state_dir.join("run/netns.lock")).map_err(at)?;
-        rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)
-            .map_err(|error| at(error.into()))?;
+        let private = durable::DIR_MODE;
+        std::fs::DirBuilder::new().recursive(true).mode(private).create(&folder).map_err(at)?;
+        // Only who may write the file can hold this lock, and nobody is waited for without end.
+        let _lock = durable::Lock::acquire_within(&folder.with_extension("lock"), LOCK_PATIENCE)
+            .map_err(Error::Locked)?;
 
         let host = Resident::start("netns-host", || Ok(())).map_err(|source| Error::Router { source })?;
         let settings = settings::load_or_choose(&config.state_dir.join("network.json"))?;

@@ -12,7 +12,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         return Err("usage: serve STATE ADDRESS [TOKEN]".into());
     };
     let store = images::Store::open(Path::new(state))?;
-    let auth = if tokens.is_empty() { Auth::Open } else { Auth::Tokens(tokens.to_vec()) };
+    let auth = if tokens.is_empty() { Auth::Open } else { Auth::Writes(tokens.to_vec()) };
     axum::serve(TcpListener::bind(address.as_str()).await?, router(store, auth)).await?;
     Ok(())
 }

@@ -142,7 +142,14 @@ impl Credentials {
 }
 
 /// Writes the credential of one registry into Docker's `config.json`; everything else in it stays. `None` removes it.
+/// As root it writes to a user's file with that user's rights.
 pub fn save(path: &Path, registry: &str, credential: Option<&Credential>) -> Result<(), Error> {
+    let write = |source| Error::Write { path: path.to_owned(), source };
+    let owner = durable::Owner::of(path).map_err(write)?;
+    owner.acting(|| save_as_owner(path, registry, credential)).map_err(write)?
+}
+
+fn save_as_owner(path: &Path, registry: &str, credential: Option<&Credential>) -> Result<(), Error> {
     let mut file: Map<String, Value> = match std::fs::read(path) {
         Ok(bytes) => {
             serde_json::from_slice(&bytes).map_err(|source| Error::Parse { path: path.to_owned(), source })?
@@ -171,9 +178,9 @@ pub fn save(path: &Path, registry: &str, credential: Option<&Credential>) -> Res
     let write = |source| Error::Write { path: path.to_owned(), source };
     let bytes = serde_json::to_vec_pretty(&file).map_err(|e| write(e.into()))?;
     if let Some(dir) = path.parent() {
-        durable::create_dir_all_with_mode(dir, 0o700).map_err(write)?;
+        durable::create_dir_all(dir).map_err(write)?;
     }
-    durable::write_with_mode(path, &bytes, 0o600).map_err(write)
+    durable::write(path, &bytes).map_err(write)
 }
 
 fn entry(credential: &Credential) -> Value {
@@ -268,6 +275,26 @@ mod tests {
             text.contains("psFormat") && text.contains(DOCKER_HUB_KEY) && !text.contains("5050"),
             "{text}"
         );
+    }
+
+    /// Needs root, to act as another user.
+    #[test]
+    fn what_root_saves_in_a_users_home_is_the_users() {
+        use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o711)).unwrap();
+        let (home, target) = (dir.path().join("home"), dir.path().join("target"));
+        for folder in [&home, &target] {
+            std::fs::create_dir(folder).unwrap();
+        }
+        chown(&home, Some(65534), Some(65534)).unwrap();
+        let path = home.join(".docker/config.json");
+        save(&path, "docker.io", Some(&basic("u", "p"))).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().uid(), 65534);
+        std::fs::remove_dir_all(home.join(".docker")).unwrap();
+        symlink(&target, home.join(".docker")).unwrap();
+        assert!(matches!(save(&path, "docker.io", Some(&basic("u", "p"))), Err(Error::Write { .. })));
+        assert_eq!(std::fs::read_dir(&target).unwrap().count(), 0);
     }
 
     #[test]

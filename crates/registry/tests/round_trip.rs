@@ -71,7 +71,7 @@ async fn pushes_and_pulls_what_is_not_there_yet() {
         (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (source, digest) = filled(a.path());
     let server = Store::open(b.path()).unwrap();
-    let address = serve(router(server.clone(), Auth::Tokens(vec![TOKEN.into()]))).await;
+    let address = serve(router(server.clone(), Auth::Writes(vec![TOKEN.into()]))).await;
     let name: Reference = "localhost:5050/deep/app:1".parse().unwrap();
     let denied = Client::new(Config { embedded: Some(address), ..Config::default() }).unwrap();
     let error = denied.push(&source, &digest, &name).await.unwrap_err();

@@ -142,9 +142,24 @@ async fn a_blob_that_an_image_needs_stays() {
 }
 
 #[tokio::test]
+async fn a_closed_registry_answers_nobody_without_the_token() {
+    let dir = tempfile::tempdir().unwrap();
+    let router = router(Store::open(dir.path()).unwrap(), Auth::Everything(vec!["t".into()]));
+    let blob = format!("/v2/a/blobs/{}", Digest::of(b"x"));
+    for path in ["/v2/", "/v2/_catalog", "/v2/a/tags/list", "/v2/a/manifests/x", blob.as_str()] {
+        for method in [Method::GET, Method::HEAD] {
+            let response = send(&router, method.clone(), path, b"").await;
+            assert_eq!(response.status().as_u16(), 401, "{method} {path}");
+        }
+        let request = Request::get(path).header(header::AUTHORIZATION, "Bearer t").body(Body::empty());
+        assert_ne!(router.clone().oneshot(request.unwrap()).await.unwrap().status().as_u16(), 401, "{path}");
+    }
+}
+
+#[tokio::test]
 async fn writing_needs_the_token_and_reading_does_not() {
     let dir = tempfile::tempdir().unwrap();
-    let router = router(Store::open(dir.path()).unwrap(), Auth::Tokens(vec!["t".into()]));
+    let router = router(Store::open(dir.path()).unwrap(), Auth::Writes(vec!["t".into()]));
     for (method, path, status) in [
         (Method::GET, "/v2/", 401),
         (Method::POST, "/v2/a/blobs/uploads/", 401),

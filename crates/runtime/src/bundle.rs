@@ -18,7 +18,8 @@
 //! `container.json` cannot be read never had a container in it: it is written whole before the keeper starts.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -86,7 +87,10 @@ impl Record {
 
 pub(crate) fn write_json<T: Serialize>(bundle: &Path, name: &str, value: &T) -> io::Result<()> {
     let staged = bundle.join(format!(".{name}"));
-    fs::write(&staged, serde_json::to_vec(value)?)?;
+    // Environments stand in these files, and Secrets in environments.
+    let mut options = fs::OpenOptions::new();
+    let mut file = options.write(true).create(true).truncate(true).mode(durable::FILE_MODE).open(&staged)?;
+    file.write_all(&serde_json::to_vec(value)?)?;
     fs::rename(staged, bundle.join(name))
 }
 

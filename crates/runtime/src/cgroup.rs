@@ -7,6 +7,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -483,7 +484,10 @@ fn quota_us(milli: u64) -> u64 {
 fn make(dir: &Path) -> io::Result<()> {
     match fs::create_dir(dir) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        result => result.map_err(|error| at(dir, error)),
+        // The container's user reads its own limits there (Go's GOMAXPROCS does), whatever our umask.
+        result => result
+            .and_then(|()| fs::set_permissions(dir, fs::Permissions::from_mode(0o755)))
+            .map_err(|error| at(dir, error)),
     }
 }
 

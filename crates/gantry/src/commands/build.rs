@@ -150,7 +150,7 @@ async fn to_file(
     };
     let folder =
         path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(std::path::Path::new("."));
-    let mut staged = durable::Staged::with_mode(folder, 0o644).map_err(failed)?;
+    let mut staged = durable::Staged::new(folder).map_err(failed)?;
     let written = {
         let file: &mut File = staged.file();
         let mut writer = BufWriter::with_capacity(1 << 20, file);

@@ -18,7 +18,11 @@ use kube::{
 };
 use serde::Serialize;
 
-use super::{Command, down::gone, parse};
+use super::{
+    Command,
+    down::{gone, resisting},
+    duration, parse,
+};
 use crate::{
     access,
     context::Context,
@@ -32,6 +36,10 @@ use crate::{
 const WARN_DAYS: i64 = 30;
 /// How long a daemon has to end.
 const STOP_DEADLINE: Duration = Duration::from_secs(30);
+/// How long the kernel has to end a daemon that was killed.
+const KILL_DEADLINE: Duration = Duration::from_secs(10);
+/// What is kept of a deadline to tell what resisted.
+const NAMING: Duration = Duration::from_millis(500);
 
 pub static COMMAND: Command = Command {
     name: "daemon",
@@ -78,6 +86,16 @@ struct Stop {
     /// End all programs first
     #[arg(long)]
     all: bool,
+    #[command(flatten)]
+    patience: Patience,
+}
+
+/// How long `stop --all` and `uninstall` wait for programs.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Patience {
+    /// How long the programs may take to end, before they are killed
+    #[arg(long, value_name = "TIME", default_value = "120s", value_parser = duration)]
+    pub timeout: Duration,
 }
 
 /// What `status` says.
@@ -99,7 +117,10 @@ fn daemon(context: &Context, matches: &ArgMatches) -> Result<ExitCode> {
     match parse::<Action>(matches)? {
         Action::Run => run(context),
         Action::Start => context.block_on(start(context)),
-        Action::Stop(args) => context.block_on(stop(context, args.all)),
+        Action::Stop(args) => context.block_on(async {
+            let resisted = stop(context, args.all.then_some(args.patience.timeout)).await?;
+            all_ended(&resisted).map(|()| ExitCode::SUCCESS)
+        }),
         Action::Upgrade(args) => upgrade::upgrade(context, &args),
         Action::Install => context.block_on(install::install(context)),
         Action::Backup(args) => backup::backup(context, &args),
@@ -119,9 +140,7 @@ fn run(context: &Context) -> Result<ExitCode> {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) => {
             let said = format!("{error:#}").replace('\n', " ");
-            let full = error.chain().filter_map(|cause| cause.downcast_ref::<std::io::Error>());
-            let full = full.map(std::io::Error::kind).any(|kind| kind == std::io::ErrorKind::StorageFull);
-            let hint = full.then(|| "free space there, or name another folder with --state-dir".to_owned());
+            let hint = (context.hooks.hint)(&error);
             let _ = Started::Failed { error: said, hint: hint.clone() }.tell();
             Err(Failure::from(error).hint(hint))
         }
@@ -153,24 +172,36 @@ fn root(context: &Context, action: &str) -> Result<()> {
     Err(Failure::new("the daemon makes namespaces, mounts and cgroups, which only root may").hint(hint))
 }
 
-/// Stops the daemon; with `all` every program ends first.
-pub async fn stop(context: &Context, all: bool) -> Result<ExitCode> {
+/// Stops the daemon, and with `all` every program before it. Each step has a deadline, so that this ends whatever
+/// resists; gives what did.
+pub async fn stop(context: &Context, all: Option<Duration>) -> Result<Vec<String>> {
+    let mut resisted = Vec::new();
     let mut in_order = false;
-    if all && let Some(connection) = context.connect_running().await? {
-        end_all(context, &connection.client).await?;
-        in_order = true;
+    if all.is_some() || launch::answers(&context.settings.state_dir).await? {
+        root(context, if all.is_some() { "stop --all" } else { "stop" })?;
+    }
+    if let Some(timeout) = all {
+        in_order = end_all(context, timeout, &mut resisted).await?;
     }
     context.printer.progress("waiting for the daemon to end");
-    let stopped = launch::stop(&context.settings, STOP_DEADLINE).await?;
-    if all {
-        root(context, "stop --all")?;
-        let removed = (context.hooks.remove_outside)(&context.settings.state_dir)?;
-        removed.iter().for_each(|what| context.printer.step("Removed", what, None));
-        if !in_order && removed.iter().any(|what| what.starts_with("container")) {
-            context.printer.warning(
-                "no daemon ran: the programs got SIGTERM at once, and ten seconds whatever their grace period is",
-            );
+    let stopped = match launch::stop(&context.settings, STOP_DEADLINE).await {
+        Err(failure) if all.is_some() => {
+            context.printer.warning(format!("{}; it is killed", failure.message()));
+            launch::kill(&context.settings, KILL_DEADLINE).await?
         }
+        stopped => stopped?,
+    };
+    if all.is_some() {
+        let removed = (context.hooks.remove_outside)(&context.settings.state_dir)?;
+        removed.ended.iter().for_each(|what| context.printer.step("Removed", what, None));
+        if !in_order && removed.ended.iter().any(|what| what.starts_with("container")) {
+            context
+                .printer
+                .warning("the programs got SIGTERM at once, and ten seconds whatever their grace period is");
+        }
+        // What the API kept is of no consequence once its container is gone.
+        resisted.iter().for_each(|what| context.printer.warning(what));
+        resisted = removed.resisted;
     }
     match stopped {
         Stopped::Ended => context.printer.step(
@@ -182,33 +213,98 @@ pub async fn stop(context: &Context, all: bool) -> Result<ExitCode> {
             context.printer.note(format!("no daemon runs in {}", context.settings.state_dir.display()))
         }
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(resisted)
 }
 
-/// Deletes what makes Pods, then the Pods, and waits until they have ended.
-async fn end_all(context: &Context, client: &Client) -> Result<()> {
+/// Nothing, or the error that says what is still there.
+pub fn all_ended(resisted: &[String]) -> Result<()> {
+    if resisted.is_empty() {
+        return Ok(());
+    }
+    let hint = "a process that SIGKILL does not end waits in the kernel, mostly for a disk: see its state in ps; then run this again";
+    Err(Failure::new(format!("not everything could be removed: {}", resisted.join("; ")))
+        .hint(hint.to_owned()))
+}
+
+/// Ends all programs through the API, in order and with their grace periods; false when that did not come to its end.
+async fn end_all(context: &Context, timeout: Duration, resisted: &mut Vec<String>) -> Result<bool> {
+    let deadline = tokio::time::Instant::now() + timeout;
+    let connected = tokio::time::timeout_at(deadline, context.connect_running()).await;
+    let connection = match connected {
+        Ok(Ok(Some(connection))) => connection,
+        Ok(Ok(None)) => return Ok(false),
+        Ok(Err(failure)) => {
+            resisted.push(format!("the programs were not ended in order: {}", failure.message()));
+            return Ok(false);
+        }
+        Err(_) => return Ok(false),
+    };
+    let ended = delete_all(context, &connection.client, deadline, resisted);
+    let ended = tokio::select! {
+        ended = tokio::time::timeout_at(deadline, ended) => ended,
+        () = context.cancel.cancelled() => {
+            return Err(Failure::interrupted("all programs are being ended; the daemon still runs"));
+        }
+    };
+    match ended {
+        Ok(Ok(left)) if left.is_empty() => return Ok(resisted.is_empty()),
+        Ok(Ok(left)) => {
+            resisted.push(format!("not ended after {} s: {}", timeout.as_secs(), resisting(&left)))
+        }
+        Ok(Err(failure)) => {
+            resisted.push(format!("the programs were not ended in order: {}", failure.message()))
+        }
+        Err(_) => {
+            resisted.push(format!("the API server has not ended the programs after {} s", timeout.as_secs()))
+        }
+    }
+    Ok(false)
+}
+
+/// Deletes what makes Pods, then the Pods, and waits until they have ended; gives the Pods that have not by then. What
+/// cannot be deleted is noted, and the rest is deleted all the same.
+async fn delete_all(
+    context: &Context,
+    client: &Client,
+    deadline: tokio::time::Instant,
+    resisted: &mut Vec<String>,
+) -> Result<Vec<Pod>> {
     let parameters =
         DeleteParams { propagation_policy: Some(PropagationPolicy::Background), ..DeleteParams::default() };
     let all = kube::api::ListParams::default();
     let namespaces = Api::<k8s_openapi::api::core::v1::Namespace>::all(client.clone()).list(&all).await?;
     for namespace in namespaces.items.iter().filter_map(|namespace| namespace.metadata.name.as_deref()) {
-        Api::<Deployment>::namespaced(client.clone(), namespace).delete_collection(&parameters, &all).await?;
-        Api::<ReplicaSet>::namespaced(client.clone(), namespace).delete_collection(&parameters, &all).await?;
-        Api::<Pod>::namespaced(client.clone(), namespace).delete_collection(&parameters, &all).await?;
-        let services = Api::<Service>::namespaced(client.clone(), namespace);
-        for service in services.list(&all).await? {
-            let name = service.metadata.name.unwrap_or_default();
-            // The API server's own, which it would make again.
-            if name != "kubernetes" {
-                services.delete(&name, &DeleteParams::default()).await?;
+        let deployments = Api::<Deployment>::namespaced(client.clone(), namespace);
+        let sets = Api::<ReplicaSet>::namespaced(client.clone(), namespace);
+        let pods = Api::<Pod>::namespaced(client.clone(), namespace);
+        let deleted = [
+            ("Deployments", deployments.delete_collection(&parameters, &all).await.map(drop)),
+            ("ReplicaSets", sets.delete_collection(&parameters, &all).await.map(drop)),
+            ("Pods", pods.delete_collection(&parameters, &all).await.map(drop)),
+            ("Services", delete_services(client, namespace).await),
+        ];
+        for (kind, result) in deleted {
+            if let Err(error) = result {
+                resisted.push(format!("{kind} in {namespace}: {}", Failure::from(error).message()));
             }
         }
     }
     let progress = |left| context.printer.progress(format!("{left} Pods to end"));
-    tokio::select! {
-        result = gone(Api::<Pod>::all(client.clone()), watcher::Config::default(), progress) => result,
-        () = context.cancel.cancelled() => Err(Failure::interrupted("all programs are being ended; the daemon still runs")),
+    // A little sooner than the caller's own deadline, so that those that are left can be named.
+    let patience = deadline.saturating_duration_since(tokio::time::Instant::now()).saturating_sub(NAMING);
+    gone(Api::<Pod>::all(client.clone()), watcher::Config::default(), patience, progress).await
+}
+
+async fn delete_services(client: &Client, namespace: &str) -> std::result::Result<(), kube::Error> {
+    let services = Api::<Service>::namespaced(client.clone(), namespace);
+    for service in services.list(&kube::api::ListParams::default()).await? {
+        let name = service.metadata.name.unwrap_or_default();
+        // The API server's own, which it would make again.
+        if name != "kubernetes" {
+            services.delete(&name, &DeleteParams::default()).await?;
+        }
     }
+    Ok(())
 }
 
 async fn status(context: &Context, format: Format) -> Result<ExitCode> {

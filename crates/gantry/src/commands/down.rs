@@ -1,6 +1,6 @@
 //! `gantry down`: ends programs.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{collections::BTreeMap, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{ArgMatches, Args as _};
 use futures::TryStreamExt as _;
@@ -9,16 +9,17 @@ use k8s_openapi::api::{
     core::v1::{Pod, Service},
 };
 use kube::{
-    Api,
+    Api, ResourceExt as _,
     api::{DeleteParams, PropagationPolicy},
-    runtime::{WatchStreamExt as _, watcher, watcher::Event},
+    runtime::{watcher, watcher::Event},
 };
 
-use super::{Command, parse};
+use super::{Command, duration, parse};
 use crate::{
     context::{Connection, Context},
     deploy::no_such,
     failure::{Failure, Result},
+    follow,
     workload::{APP_LABEL, manifests},
 };
 
@@ -45,6 +46,9 @@ struct Args {
     /// Do not wait until the programs have ended
     #[arg(long)]
     no_wait: bool,
+    /// How long they may take to end
+    #[arg(long, value_name = "TIME", default_value = "120s", value_parser = duration)]
+    timeout: Duration,
 }
 
 async fn down(context: &Context, matches: &ArgMatches) -> Result<ExitCode> {
@@ -68,7 +72,7 @@ async fn down(context: &Context, matches: &ArgMatches) -> Result<ExitCode> {
     }
     for name in &args.names {
         if !args.no_wait {
-            ended(context, &connection, name).await?;
+            ended(context, &connection, name, args.timeout).await?;
         }
         context.printer.step("Ended", name, None);
     }
@@ -100,37 +104,63 @@ fn absent(result: std::result::Result<(), kube::Error>) -> Result<()> {
 }
 
 /// Waits until a program's Pods are gone.
-async fn ended(context: &Context, connection: &Connection, name: &str) -> Result<()> {
+async fn ended(context: &Context, connection: &Connection, name: &str, timeout: Duration) -> Result<()> {
     let config = watcher::Config::default().labels(&format!("{APP_LABEL}={name}"));
     let pods: Api<Pod> = connection.api(context.namespace());
-    let gone = gone(pods, config, |left| context.printer.progress(format!("{name}: {left} to end")));
-    tokio::select! {
-        result = gone => result,
-        () = context.cancel.cancelled() => Err(Failure::interrupted(format!("{name} is being ended and goes on doing so"))),
+    let gone = gone(pods, config, timeout, |left| context.printer.progress(format!("{name}: {left} to end")));
+    let left = tokio::select! {
+        result = gone => result?,
+        () = context.cancel.cancelled() => return Err(Failure::interrupted(format!("{name} is being ended and goes on doing so"))),
+    };
+    if left.is_empty() {
+        return Ok(());
     }
+    let seconds = timeout.as_secs();
+    Err(Failure::new(format!("{name} has not ended after {seconds} s: {}", resisting(&left))).hint(format!(
+        "it is being ended and goes on doing so; wait longer: gantry down {name} --timeout 10m"
+    )))
 }
 
-/// Waits until the watched objects are gone.
-pub async fn gone<K>(api: Api<K>, config: watcher::Config, mut progress: impl FnMut(usize)) -> Result<()>
+/// Pods that have not ended, with what holds them as far as it is known.
+pub fn resisting(pods: &[Pod]) -> String {
+    let one = |pod: &Pod| {
+        let place = format!("pod {}/{}", pod.namespace().unwrap_or_default(), pod.name_any());
+        match pod.finalizers() {
+            [] => place,
+            finalizers => format!("{place} is kept by the finalizer {}", finalizers.join(", ")),
+        }
+    };
+    pods.iter().map(one).collect::<Vec<_>>().join("; ")
+}
+
+/// Waits until the watched objects are gone, or the time is over; gives those that are left then.
+pub async fn gone<K>(
+    api: Api<K>,
+    config: watcher::Config,
+    timeout: Duration,
+    mut progress: impl FnMut(usize),
+) -> Result<Vec<K>>
 where
     K: kube::Resource + Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + 'static,
     K::DynamicType: Default,
 {
-    let mut left = std::collections::BTreeSet::new();
+    let mut left = BTreeMap::new();
     let mut listed = false;
     let key = |object: &K| object.meta().uid.clone().unwrap_or_default();
-    let mut events = Box::pin(watcher(api, config).default_backoff());
+    let mut events = follow::watch(api, config);
+    let deadline = tokio::time::Instant::now() + timeout;
     while !listed || !left.is_empty() {
-        match events.try_next().await? {
+        let Ok(event) = tokio::time::timeout_at(deadline, events.try_next()).await else { break };
+        match event? {
             Some(Event::Init) => left.clear(),
-            Some(Event::InitApply(object) | Event::Apply(object)) => drop(left.insert(key(&object))),
+            Some(Event::InitApply(object) | Event::Apply(object)) => drop(left.insert(key(&object), object)),
             Some(Event::Delete(object)) => drop(left.remove(&key(&object))),
             Some(Event::InitDone) => listed = true,
             None => break,
         }
         progress(left.len());
     }
-    Ok(())
+    Ok(left.into_values().collect())
 }
 
 async fn files(context: &Context, connection: &Connection, args: &Args) -> Result<ExitCode> {
@@ -147,4 +177,21 @@ async fn files(context: &Context, connection: &Connection, args: &Args) -> Resul
         context.printer.step("Deleted", &object.label(), None);
     }
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn what_keeps_a_pod_is_named() {
+        let pod =
+            |meta: serde_json::Value| -> Pod { serde_json::from_value(json!({ "metadata": meta })).unwrap() };
+        let pods = [
+            pod(json!({ "name": "a", "namespace": "x", "finalizers": ["example.com/keep"] })),
+            pod(json!({ "name": "b", "namespace": "y" })),
+        ];
+        assert_eq!(resisting(&pods), "pod x/a is kept by the finalizer example.com/keep; pod y/b");
+    }
 }

@@ -175,7 +175,8 @@ async fn listed(connection: &Connection, image: &Reference, tag: &str) -> Result
 
 /// An image store that lives as long as one command.
 fn scratch() -> Result<(tempfile::TempDir, images::Store)> {
-    let folder = tempfile::tempdir();
+    let private = std::os::unix::fs::PermissionsExt::from_mode(durable::DIR_MODE);
+    let folder = tempfile::Builder::new().prefix("gantry-image-").permissions(private).tempdir();
     let folder = folder.map_err(|error| Failure::from_error(&error).context("make a temporary folder"))?;
     let store = images::Store::open(folder.path()).map_err(store_failed("open a temporary store"))?;
     Ok((folder, store))
@@ -204,7 +205,7 @@ async fn save(context: &Context, connection: &Connection, args: &Save) -> Result
         Failure::from_error(&error).context(format!("write {}", path.display())).hint(elsewhere.clone())
     };
     let folder = path.parent().unwrap_or(std::path::Path::new("/"));
-    let mut staged = durable::Staged::with_mode(folder, 0o644).map_err(wrong)?;
+    let mut staged = durable::Staged::new(folder).map_err(wrong)?;
     store.export(&named, staged.file()).map_err(|error| {
         let failure = Failure::from_error(&error).context(format!("write {}", path.display()));
         failure.hint(if error.is_disk_full() { Some(elsewhere.clone()) } else { error.hint() })

@@ -10,11 +10,18 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api, ResourceExt as _,
     api::{ListParams, LogParams},
-    runtime::{WatchStreamExt as _, watcher, watcher::Event},
+    runtime::{watcher, watcher::Event},
 };
 
 use super::{Command, down::running, duration, parse};
-use crate::{context::Context, deploy::no_such, failure::Result, printer::Printer, workload::APP_LABEL};
+use crate::{
+    context::Context,
+    deploy::no_such,
+    failure::{Failure, Result},
+    follow::{self, Silence},
+    printer::Printer,
+    workload::APP_LABEL,
+};
 
 /// A longer line is cut into several.
 const LINE_BYTES_MAX: u64 = 1 << 20;
@@ -83,7 +90,7 @@ async fn logs(context: &Context, matches: &ArgMatches) -> Result<ExitCode> {
     found.sort_by_key(|pod| (pod.creation_timestamp().map(|time| time.0), pod.name_any()));
     let shown = async {
         if args.follow && is_program {
-            return follow(context, &pods, &labelled, &args).await;
+            return follow_all(context, &pods, &labelled, &args).await;
         }
         let several = found.len() > 1;
         for pod in &found {
@@ -102,11 +109,10 @@ async fn logs(context: &Context, matches: &ArgMatches) -> Result<ExitCode> {
 }
 
 /// Shows the logs of all Pods of a program, with those that a rollout brings.
-async fn follow(context: &Context, pods: &Api<Pod>, labelled: &str, args: &Args) -> Result<()> {
+async fn follow_all(context: &Context, pods: &Api<Pod>, labelled: &str, args: &Args) -> Result<()> {
     let mut seen = BTreeSet::new();
     let mut shown = FuturesUnordered::new();
-    let mut events =
-        Box::pin(watcher(pods.clone(), watcher::Config::default().labels(labelled)).default_backoff());
+    let mut events = follow::watch(pods.clone(), watcher::Config::default().labels(labelled));
     loop {
         tokio::select! {
             event = events.try_next() => {
@@ -124,12 +130,16 @@ async fn follow(context: &Context, pods: &Api<Pod>, labelled: &str, args: &Args)
                     let printer = &context.printer;
                     shown.push(async move {
                         let prefix = format!("[{name}] ");
-                        show(&pods, &name, &prefix, &parameters, printer).await
+                        match show(&pods, &name, &prefix, &parameters, printer).await {
+                            // Its Pod may be gone, or runs again: the watch tells.
+                            Ok(()) | Err(Broken::Refused(_)) => Ok(()),
+                            Err(Broken::Away(failure)) => Err(failure),
+                        }
                     });
                 }
             }
             // A log that ends, ends because its container did.
-            Some(_) = futures::StreamExt::next(&mut shown) => {}
+            Some(ended) = futures::StreamExt::next(&mut shown) => ended?,
         }
     }
 }
@@ -139,32 +149,161 @@ fn all_starts(pod: &Pod) -> i32 {
     statuses.into_iter().flatten().map(|status| status.restart_count).sum()
 }
 
-/// Shows one Pod's log line by line.
+/// Why a log is not shown to its end.
+pub enum Broken {
+    /// The server's own answer.
+    Refused(kube::Error),
+    /// Nobody answers, and that has lasted.
+    Away(Failure),
+}
+
+impl From<Broken> for Failure {
+    fn from(broken: Broken) -> Self {
+        match broken {
+            Broken::Refused(error) => error.into(),
+            Broken::Away(failure) => failure,
+        }
+    }
+}
+
+/// Shows one Pod's log line by line. One that is followed goes on where it broke when the daemon died in between.
 pub async fn show(
     pods: &Api<Pod>,
     name: &str,
     prefix: &str,
     parameters: &LogParams,
     printer: &Printer,
-) -> Result<()> {
-    let stream = pods.log_stream(name, parameters).await?;
-    let mut stream = BufReader::new(stream);
+) -> std::result::Result<(), Broken> {
+    let mut lines = Lines::new(parameters.timestamps);
+    let mut silence = Silence::default();
+    loop {
+        let print = |line: &[u8]| printer.bytes(&[prefix.as_bytes(), line].concat());
+        match read(pods, name, &lines.parameters(parameters), &mut lines, &mut silence, print).await {
+            Ok(()) => return Ok(()),
+            Err(error @ kube::Error::Api(_)) => return Err(Broken::Refused(error)),
+            Err(error) if !parameters.follow => return Err(Broken::Refused(error)),
+            Err(error) => silence.lasts(error).await.map_err(Broken::Away)?,
+        }
+    }
+}
+
+async fn read(
+    pods: &Api<Pod>,
+    name: &str,
+    parameters: &LogParams,
+    lines: &mut Lines,
+    silence: &mut Silence,
+    print: impl Fn(&[u8]),
+) -> std::result::Result<(), kube::Error> {
+    let mut stream = BufReader::new(pods.log_stream(name, parameters).await?);
+    lines.begins = true;
     let mut line = Vec::new();
     loop {
         line.clear();
         let count = (&mut stream).take(LINE_BYTES_MAX).read_until(b'\n', &mut line).await;
-        let count = count.map_err(|error| {
-            crate::failure::Failure::from_error(&error).context(format!("read the log of {name}"))
-        })?;
-        if count == 0 {
+        if count.map_err(|error| kube::Error::Service(error.into()))? == 0 {
             return Ok(());
         }
-        if prefix.is_empty() {
-            printer.bytes(&line);
-        } else {
-            let mut prefixed = prefix.as_bytes().to_vec();
-            prefixed.extend(&line);
-            printer.bytes(&prefixed);
+        silence.is_over();
+        if let Some(new) = lines.take(&line) {
+            print(new);
         }
+    }
+}
+
+/// Which lines of a log are new: each comes with its time, by which a log that broke off is taken up again.
+struct Lines {
+    /// The user wants to see the times.
+    shows_time: bool,
+    /// The next piece begins a line, and so with its time.
+    begins: bool,
+    /// Time of the last whole line that was shown, as the server wrote it.
+    last: Option<String>,
+    /// That of the line that is being shown.
+    current: Option<String>,
+    /// The line was shown before.
+    known: bool,
+}
+
+impl Lines {
+    fn new(shows_time: bool) -> Self {
+        Self { shows_time, begins: true, last: None, current: None, known: false }
+    }
+
+    /// What to ask for: at first what the user wants, then what comes after the last line.
+    fn parameters(&self, wanted: &LogParams) -> LogParams {
+        let mut parameters = LogParams { timestamps: true, ..wanted.clone() };
+        if let Some(time) = self.last.as_ref().and_then(|last| last.parse().ok()) {
+            parameters =
+                LogParams { tail_lines: None, since_seconds: None, since_time: Some(time), ..parameters };
+        }
+        parameters
+    }
+
+    /// The part of a piece that is to be shown.
+    fn take<'a>(&mut self, piece: &'a [u8]) -> Option<&'a [u8]> {
+        let mut text = piece;
+        if self.begins {
+            let time = piece.iter().position(|byte| *byte == b' ').map(|end| piece.split_at(end));
+            let stamp = time.and_then(|(stamp, _)| std::str::from_utf8(stamp).ok());
+            let (parsed, rest) = match (stamp.and_then(|stamp| stamp.parse::<jiff::Timestamp>().ok()), time) {
+                (Some(parsed), Some((_, rest))) => (Some(parsed), &rest[1..]),
+                _ => (None, piece),
+            };
+            let last = self.last.as_ref().and_then(|last| last.parse::<jiff::Timestamp>().ok());
+            self.known = matches!((parsed, last), (Some(parsed), Some(last)) if parsed <= last);
+            self.current = parsed.and(stamp).map(str::to_owned);
+            if !self.shows_time {
+                text = rest;
+            }
+        }
+        self.begins = piece.ends_with(b"\n");
+        if self.known {
+            return None;
+        }
+        if self.begins && self.current.is_some() {
+            self.last = self.current.take();
+        }
+        Some(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(lines: &mut Lines, pieces: &[&str]) -> String {
+        lines.begins = true;
+        pieces.iter().filter_map(|piece| lines.take(piece.as_bytes())).map(String::from_utf8_lossy).collect()
+    }
+
+    #[test]
+    fn a_log_that_broke_off_goes_on_without_a_line_twice() {
+        let [one, two, three] =
+            ["2026-01-01T00:00:01.1Z a\n", "2026-01-01T00:00:01.2Z b\n", "2026-01-01T00:00:02Z c\n"];
+        let mut lines = Lines::new(false);
+        assert_eq!(shown(&mut lines, &[one, two]), "a\nb\n");
+        let wanted = LogParams { tail_lines: Some(9), follow: true, ..LogParams::default() };
+        let again = lines.parameters(&wanted);
+        assert_eq!((again.tail_lines, again.follow, again.timestamps), (None, true, true));
+        assert_eq!(again.since_time.unwrap().to_string(), "2026-01-01T00:00:01.2Z");
+        // The server's times are whole seconds: it sends lines again.
+        assert_eq!(shown(&mut lines, &[one, two, three]), "c\n");
+        let mut lines = Lines::new(true);
+        assert_eq!(lines.parameters(&wanted).tail_lines, Some(9));
+        assert_eq!(shown(&mut lines, &[one]), one);
+    }
+
+    #[test]
+    fn a_line_in_pieces_has_one_time() {
+        let mut lines = Lines::new(false);
+        assert_eq!(
+            shown(&mut lines, &["2026-01-01T00:00:01Z long", " line\n", "no time\n"]),
+            "long line\nno time\n"
+        );
+        assert_eq!(
+            shown(&mut lines, &["2026-01-01T00:00:01Z long", " line\n", "2026-01-01T00:00:02Z x\n"]),
+            "x\n"
+        );
     }
 }

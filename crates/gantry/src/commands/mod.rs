@@ -1,6 +1,7 @@
 //! The commands: one file each, and a row here. Help, completion and dispatch read the row.
 
 mod build;
+mod completions;
 mod daemon;
 mod down;
 mod history;
@@ -42,6 +43,7 @@ pub struct Command {
 /// Every command, sorted by name.
 pub static COMMANDS: &[&Command] = &[
     &build::COMMAND,
+    &completions::COMMAND,
     &daemon::COMMAND,
     &down::COMMAND,
     &history::COMMAND,

@@ -9,6 +9,8 @@ use super::{Command, down::running, parse};
 use crate::{
     context::{Context, docker_config, registry_failure},
     failure::{Failure, Result},
+    launch, modes,
+    reads::Reads,
 };
 
 /// The user that goes with the registry's token where a client wants a name.
@@ -23,6 +25,7 @@ pub static COMMAND: Command = Command {
         ("gantry registry login", "docker, crane and skopeo may push to the daemon's"),
         ("gantry registry login ghcr.io -u me --password-stdin", "gantry may pull and push there"),
         ("gantry registry logout ghcr.io", "forget that"),
+        ("sudo gantry registry reads login", "only who has logged in may read the daemon's"),
     ],
     arguments: |command| {
         Action::augment_subcommands(command).subcommand_required(true).arg_required_else_help(true)
@@ -36,6 +39,15 @@ enum Action {
     Login(Login),
     /// Remove a credential from it
     Logout(Logout),
+    /// Set who may read from the daemon's registry; it holds from the daemon's next start on
+    Reads(ReadsArgs),
+}
+
+#[derive(Clone, Debug, clap::Args)]
+struct ReadsArgs {
+    /// Who may read
+    #[arg(value_name = "WHO", value_enum)]
+    reads: Reads,
 }
 
 #[derive(Clone, Debug, clap::Args)]
@@ -94,12 +106,35 @@ async fn registry(context: &Context, matches: &ArgMatches) -> Result<ExitCode> {
             context.printer.step("Login", &format!("{}, in {}", hosts.join(" and "), path.display()), None);
         }
         Action::Logout(Logout { registry: Some(registry) }) => save(&registry, None)?,
+        Action::Reads(args) => return reads(context, args.reads),
         Action::Logout(_) => {
             let connection = running(context).await?;
             for host in hosts(&connection.endpoints.registry) {
                 save(&host, None)?;
             }
         }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Keeps who may read, for the next daemon.
+fn reads(context: &Context, reads: Reads) -> Result<ExitCode> {
+    let (state_dir, flag) = (&context.settings.state_dir, context.settings.state_flag());
+    if !context.settings.is_root {
+        return Err(Failure::new("only root may set who reads from the registry")
+            .hint(format!("sudo gantry registry reads …{flag}")));
+    }
+    modes::make(state_dir).map_err(|error| Failure::from_error(&error).hint(error.hint()))?;
+    reads.save(state_dir).map_err(|error| Failure::from_error(&error))?;
+    let who = match reads {
+        Reads::Open => "every user of this machine",
+        Reads::Login => "who has logged in (gantry registry login)",
+    };
+    context.printer.step("Set", &format!("the registry is read by {who}"), None);
+    if launch::holder(state_dir)?.is_some() {
+        context.printer.note(format!(
+            "it holds from the daemon's next start on, which ends no program: gantry daemon stop{flag} && gantry daemon start{flag}"
+        ));
     }
     Ok(ExitCode::SUCCESS)
 }

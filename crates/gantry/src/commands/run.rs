@@ -9,13 +9,14 @@ use k8s_openapi::api::core::v1::{ContainerStateTerminated, Pod};
 use kube::{
     Api, Client,
     api::{AttachParams, AttachedProcess, DeleteParams, PostParams},
-    runtime::{WatchStreamExt as _, watcher, watcher::Event},
+    runtime::{watcher, watcher::Event},
 };
 
 use super::{Command, parse, up::ProgramFlags};
 use crate::{
     context::{Connection, Context},
     failure::{Failure, Result},
+    follow::{self, Silence},
     publish,
     workload::{label, trouble},
 };
@@ -25,6 +26,8 @@ use tokio::io::AsyncWriteExt as _;
 const GRACE_SECONDS: u32 = 2;
 /// Exit code when the program's own is not known.
 const UNKNOWN: u8 = 125;
+/// Bytes of a log of which the beginning is surely still there: the node keeps more (its files are of 10 MiB).
+const SHOWN_BYTES_MAX: u64 = 10 << 20;
 /// Bytes of output that are shown at once.
 const CHUNK_BYTES: usize = 64 << 10;
 
@@ -109,10 +112,8 @@ async fn attached(
     name: &str,
     stdin: bool,
 ) -> Result<ContainerStateTerminated> {
-    let mut events = Box::pin(
-        watcher(pods.clone(), watcher::Config::default().fields(&format!("metadata.name={name}")))
-            .default_backoff(),
-    );
+    let mut events =
+        follow::watch(pods.clone(), watcher::Config::default().fields(&format!("metadata.name={name}")));
     let mut shown = false;
     while let Some(event) = events.try_next().await? {
         let pod = match event {
@@ -174,7 +175,8 @@ async fn output(context: &Context, client: &Client, pods: &Api<Pod>, name: &str)
     Ok(())
 }
 
-/// The log of one stream, as it is written (PodLogOptions' `stream`).
+/// The log of one stream, as it is written (PodLogOptions' `stream`). When the daemon dies in between, the next one has
+/// the same log: what was shown is passed over.
 async fn stream(
     client: &Client,
     pods: &Api<Pod>,
@@ -182,16 +184,52 @@ async fn stream(
     stream: &str,
     show: impl Fn(&[u8]),
 ) -> Result<()> {
-    let failed = |error: &dyn std::error::Error| Failure::new(format!("read the output of {name}: {error}"));
+    let mut shown = 0;
+    let mut silence = Silence::default();
+    loop {
+        match read(client, pods, name, stream, &mut shown, &mut silence, &show).await {
+            Ok(()) => return Ok(()),
+            Err(error @ kube::Error::Api(_)) => {
+                return Err(Failure::from(error).context(format!("read the output of {name}")));
+            }
+            Err(error) if shown > SHOWN_BYTES_MAX => {
+                let why = Failure::from_error(&error)
+                    .context(format!("the output of {name} broke off after {shown} bytes"));
+                return Err(
+                    why.hint("its beginning is no longer kept, so that it cannot be gone on with".to_owned())
+                );
+            }
+            Err(error) => silence.lasts(error).await?,
+        }
+    }
+}
+
+/// Reads a log from its beginning and shows what comes after the first `shown` bytes.
+async fn read(
+    client: &Client,
+    pods: &Api<Pod>,
+    name: &str,
+    stream: &str,
+    shown: &mut u64,
+    silence: &mut Silence,
+    show: &impl Fn(&[u8]),
+) -> std::result::Result<(), kube::Error> {
     let query = format!("follow=true&stream={stream}");
     let request = http::Request::get(format!("{}/{name}/log?{query}", pods.resource_url())).body(Vec::new());
-    let request = request.map_err(|error| failed(&error))?;
-    let mut bytes = client.request_stream(request).await?;
+    let mut bytes = client.request_stream(request.map_err(kube::Error::HttpError)?).await?;
     let mut buffer = vec![0; CHUNK_BYTES];
+    let mut passed = 0;
     loop {
-        match bytes.read(&mut buffer).await.map_err(|error| failed(&error))? {
-            0 => return Ok(()),
-            count => show(&buffer[..count]),
+        let count = bytes.read(&mut buffer).await.map_err(|error| kube::Error::Service(error.into()))?;
+        if count == 0 {
+            return Ok(());
+        }
+        silence.is_over();
+        let known = usize::try_from(*shown - passed).unwrap_or(usize::MAX).min(count);
+        passed += count as u64;
+        if passed > *shown {
+            *shown = passed;
+            show(&buffer[known..count]);
         }
     }
 }

@@ -8,6 +8,7 @@ use super::{Command, daemon, parse};
 use crate::{
     context::Context,
     failure::{Failure, Result},
+    sudo::Caller,
 };
 
 pub static COMMAND: Command = Command {
@@ -26,6 +27,8 @@ struct Args {
     /// Remove the state folder too
     #[arg(long)]
     purge: bool,
+    #[command(flatten)]
+    patience: daemon::Patience,
 }
 
 async fn uninstall(context: &Context, matches: &ArgMatches) -> Result<ExitCode> {
@@ -45,17 +48,15 @@ async fn uninstall(context: &Context, matches: &ArgMatches) -> Result<ExitCode> 
             .hint("name it: gantry uninstall --state-dir DIR".to_owned()));
     }
     // Told to end, the daemon is not started again; the unit goes once that has worked.
-    daemon::stop(context, true).await?;
+    let resisted = daemon::stop(context, Some(args.patience.timeout)).await?;
     daemon::install::uninstall(context)?;
     if args.purge {
+        daemon::all_ended(&resisted)?;
         remove(state_dir)?;
         context.printer.step("Removed", &state_dir.display().to_string(), None);
-        if let Some(user_dir) = context.settings.user_dir.as_deref().filter(|dir| dir.exists()) {
-            for name in ["kubeconfig", "registry-token"] {
-                let _ = durable::remove(&user_dir.join(name));
-            }
-            // Only when nothing of the user's own is in it.
-            let _ = std::fs::remove_dir(user_dir);
+        let behind_sudo = Caller::find().map(|caller| caller.folder());
+        for user_dir in context.settings.user_dir.iter().chain(&behind_sudo) {
+            forget(user_dir);
         }
     } else {
         context.printer.note(format!(
@@ -63,7 +64,20 @@ async fn uninstall(context: &Context, matches: &ArgMatches) -> Result<ExitCode> 
             state_dir.display()
         ));
     }
+    daemon::all_ended(&resisted)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Removes the credentials from a user's folder, with that user's rights; the folder too, when nothing else is in it.
+fn forget(user_dir: &std::path::Path) {
+    let Ok(owner) = durable::Owner::of(user_dir) else { return };
+    // They are of no use without the daemon's state: what is left is no more than in the way.
+    let _ = owner.acting(|| {
+        for name in ["kubeconfig", "registry-token"] {
+            let _ = durable::remove(&user_dir.join(name));
+        }
+        std::fs::remove_dir(user_dir)
+    });
 }
 
 /// Removes the folder unless something is still mounted below, which might be the user's own data.

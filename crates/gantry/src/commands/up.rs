@@ -183,7 +183,7 @@ async fn program(context: &Context, args: &Args, target: &Target) -> Result<Exit
         deployment = deploy::set_replicas(&deployments, &spec.namespace, &spec.name, replicas).await?;
     }
     let applied = started.elapsed();
-    context.printer.step("Applied", &format!("deployment/{0}, service/{0}", spec.name), Some(applied));
+    context.printer.step("Applied", &format!("deployment/{}", spec.name), Some(applied));
     let rollout = Rollout {
         context,
         connection: &connection,

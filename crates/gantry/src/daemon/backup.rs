@@ -17,7 +17,8 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 use super::state::State;
 
 /// Files of the state folder that are copied as they are, when they are there.
-const FILES: &[&str] = &["instance", "registry-token", "endpoints.json", "network.json", "format"];
+const FILES: &[&str] =
+    &["instance", "registry-token", "endpoints.json", "network.json", "registry.json", "format"];
 /// Folders of which the files are copied.
 const FOLDERS: &[&str] = &["ca"];
 

@@ -33,8 +33,14 @@ fn read(path: &Path, server: &str, authority: &Authority) -> Option<Issued> {
     is_ours.then_some(Issued { certificate: decoded(certificate)?, key: decoded(key)? })
 }
 
-/// Writes a kubeconfig with one context, `gantry`; mode 0600, as it holds a key.
+/// Writes a kubeconfig; mode 0600, as it holds a key.
 pub fn write(path: &Path, server: &str, authority: &Authority, user: &str, issued: &Issued) -> Result<()> {
+    let text = text(server, authority, user, issued)?;
+    durable::write(path, text.as_bytes()).with_context(|| format!("write {}", path.display()))
+}
+
+/// A kubeconfig with one context, `gantry`.
+pub fn text(server: &str, authority: &Authority, user: &str, issued: &Issued) -> Result<String> {
     let config = json!({
         "apiVersion": "v1",
         "kind": "Config",
@@ -49,9 +55,7 @@ pub fn write(path: &Path, server: &str, authority: &Authority, user: &str, issue
         }}],
         "contexts": [{"name": "gantry", "context": {"cluster": "gantry", "user": user}}],
     });
-    let text = serde_yaml_ng::to_string(&config).context("write a kubeconfig")?;
-    durable::write_with_mode(path, text.as_bytes(), 0o600)
-        .with_context(|| format!("write {}", path.display()))
+    serde_yaml_ng::to_string(&config).context("write a kubeconfig")
 }
 
 #[cfg(test)]

@@ -51,9 +51,11 @@ const STOP_SECONDS: u64 = 10;
 /// Runs the daemon until SIGTERM or SIGINT, or until another takes over: then the process goes on as that one's parent
 /// and does not return. `ready` is called once, when everything answers.
 pub fn run(state_dir: &Path, ready: &mut dyn FnMut()) -> Result<()> {
+    crate::modes::private_process();
     let state = State::open(state_dir)?;
     log::start(&crate::access::log_path(&state.dir)).context("open the daemon's log")?;
     let (lock, takes_over) = takeover::lock(&state)?;
+    crate::modes::repair(&state.dir)?;
     state.sweep()?;
     memory::configure();
     if let Err(error) = listen::raise_descriptors() {
@@ -89,6 +91,19 @@ struct Start {
 enum End {
     Stopped,
     Replaced(Replacement),
+}
+
+/// What the user can do about a daemon that failed so.
+pub fn hint(error: &anyhow::Error) -> Option<String> {
+    error.chain().find_map(|cause| {
+        let full = |cause: &std::io::Error| cause.kind() == std::io::ErrorKind::StorageFull;
+        if cause.downcast_ref().is_some_and(full) {
+            return Some("free space there, or name another folder with --state-dir".to_owned());
+        }
+        let modes = cause.downcast_ref().and_then(crate::modes::Error::hint);
+        let user = cause.downcast_ref().and_then(user::Error::hint);
+        modes.or(user).or_else(|| cause.downcast_ref().and_then(network::Error::hint))
+    })
 }
 
 fn worker_threads() -> usize {
@@ -278,7 +293,11 @@ fn serve_api(
 }
 
 fn registry_router(state: &State, images: &images::Store) -> Result<axum::Router> {
-    let auth = registry::server::Auth::Tokens(vec![state.registry_token()?]);
+    let tokens = vec![state.registry_token()?];
+    let auth = match crate::reads::Reads::load(&state.dir)? {
+        crate::reads::Reads::Open => registry::server::Auth::Writes(tokens),
+        crate::reads::Reads::Login => registry::server::Auth::Everything(tokens),
+    };
     let router = registry::server::router(images.clone(), auth);
     Ok(router.layer(axum::middleware::from_fn(console::own_host_only)))
 }

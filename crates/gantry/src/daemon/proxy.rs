@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::fs::OpenOptions;
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -272,7 +273,7 @@ impl Keeping {
 
     async fn start(&self) -> Result<Running> {
         let path = self.state.dir.join("logs/proxy.log");
-        let log = OpenOptions::new().append(true).create(true).open(&path);
+        let log = OpenOptions::new().append(true).create(true).mode(durable::FILE_MODE).open(&path);
         let log = log.with_context(|| format!("open {}", path.display()))?;
         let folder = self.state.dir.to_str().context("the state folder's path is no text")?;
         let arguments = ["proxy", "--state-dir", folder];

@@ -9,6 +9,7 @@ use lifecycle::connections::Limits;
 use rand::Rng;
 
 use crate::access::Endpoints;
+use crate::modes;
 
 /// A state folder. Everything outside it that belongs to it carries `instance`.
 #[derive(Clone, Debug)]
@@ -21,7 +22,7 @@ pub struct State {
 impl State {
     /// Opens the folder, or makes it.
     pub fn open(dir: &Path) -> Result<Self> {
-        durable::create_dir_all(dir).with_context(|| format!("make the state folder {}", dir.display()))?;
+        modes::make(dir)?;
         let dir = dir.canonicalize().with_context(|| format!("find {}", dir.display()))?;
         let mut made = false;
         for inner in ["run", "logs"] {
@@ -89,7 +90,7 @@ impl State {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 let bytes: [u8; 24] = rand::rng().random();
                 let token: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-                durable::write_with_mode(&path, token.as_bytes(), 0o600)
+                durable::write(&path, token.as_bytes())
                     .with_context(|| format!("write {}", path.display()))?;
                 Ok(token)
             }
@@ -98,9 +99,9 @@ impl State {
     }
 }
 
-/// Makes a folder that others may only pass through; whether it was missing. Its name is not yet durable.
+/// Makes a folder of our own; whether it was missing. Its name is not yet durable.
 fn make_folder(path: &Path) -> std::io::Result<bool> {
-    match std::fs::DirBuilder::new().mode(0o711).create(path) {
+    match std::fs::DirBuilder::new().mode(durable::DIR_MODE).create(path) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists && path.is_dir() => Ok(false),
         Err(error) => Err(error),
@@ -175,7 +176,8 @@ pub fn write_endpoints(dir: &Path, endpoints: &Endpoints) -> Result<()> {
     if std::fs::read(&path).is_ok_and(|old| old == text) {
         return Ok(());
     }
-    durable::write(&path, &text).with_context(|| format!("write {}", path.display()))
+    durable::write_with_mode(&path, &text, modes::PUBLIC_MODE)
+        .with_context(|| format!("write {}", path.display()))
 }
 
 /// Binds a listener. At first start the next free port is taken if the usual one is not free; later the port is the

@@ -1,67 +1,133 @@
 //! Credentials for the user behind sudo: the commands run as whoever types them.
+//!
+//! They are written with that user's rights into a folder that the user controls: nothing there leads root elsewhere.
 
-use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
-
-use anyhow::{Context, Result};
-use nix::unistd::{Gid, Uid, chown};
+use std::fs::DirBuilder;
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::Duration;
 
 use super::kubeconfig;
 use super::pki::Authority;
+use crate::sudo::Caller;
+
+/// How long a home folder may take, which may be on a network or in a program of the user's. The daemon's start waits.
+const HOME_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Why a user got no credentials.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{} is a link or no folder, and credentials are written to folders only", path.display())]
+    NoFolder { path: PathBuf },
+    #[error("{step} {}", path.display())]
+    Io { step: &'static str, path: PathBuf, source: io::Error },
+    #[error("{} does not answer", path.display())]
+    Silent { path: PathBuf },
+}
+
+impl Error {
+    /// What the user can do about it.
+    pub fn hint(&self) -> Option<String> {
+        let Self::NoFolder { path } = self else { return None };
+        Some(format!("make it a folder of your own (ls -ld {})", path.display()))
+    }
+}
 
 /// Writes kubeconfig and registry token to the calling user's `~/.config/gantry`, mode 0600, theirs; nothing if the
-/// daemon was not started through sudo.
-pub fn issue(server: &str, authority: &Authority, token: &str) -> Result<()> {
-    let Some(user) = caller()? else {
-        return Ok(());
+/// daemon was not started through sudo. A link in their place is an error; a home that cannot be written is only told in
+/// the log, as the daemon serves others too.
+pub fn issue(server: &str, authority: &Authority, token: &str) -> anyhow::Result<()> {
+    let Some(user) = Caller::find() else { return Ok(()) };
+    let issued = authority.client(&user.name, Some("system:masters"))?;
+    let config = kubeconfig::text(server, authority, &user.name, &issued)?;
+    let files = [("kubeconfig", config.into_bytes()), ("registry-token", token.as_bytes().to_vec())];
+    match write(&user, files.into()) {
+        Err(error @ Error::NoFolder { .. }) => Err(error.into()),
+        Err(error) => {
+            let error = anyhow::Error::from(error);
+            tracing::warn!(error = format!("{error:#}"), user = user.name, "give credentials to the user");
+            Ok(())
+        }
+        Ok(()) => Ok(()),
+    }
+}
+
+/// Writes files into the user's folder, as the user.
+fn write(user: &Caller, files: Vec<(&'static str, Vec<u8>)>) -> Result<(), Error> {
+    let (home, folder, owner) = (user.home.clone(), user.folder(), user.owner);
+    let (done, written) = mpsc::channel();
+    let work = move || {
+        let result = owner.acting(|| {
+            folders(&folder)?;
+            files.iter().try_for_each(|(name, bytes)| {
+                let path = folder.join(name);
+                durable::write(&path, bytes).map_err(|source| Error::Io { step: "write", path, source })
+            })
+        });
+        let result = result
+            .unwrap_or_else(|source| Err(Error::Io { step: "act as the owner of", path: home, source }));
+        // Nobody waits for it after the deadline.
+        let _ = done.send(result);
     };
-    // Written as root into a folder that the user controls: a link there must not lead root elsewhere.
-    let config = user.dir.join(".config");
-    let folder = config.join("gantry");
-    for dir in [&config, &folder] {
+    let silent = || Error::Silent { path: user.home.clone() };
+    let thread = std::thread::Builder::new().name("credentials".to_owned()).spawn(work);
+    thread.map_err(|source| Error::Io { step: "start a thread for", path: user.folder(), source })?;
+    written.recv_timeout(HOME_DEADLINE).unwrap_or_else(|_| Err(silent()))
+}
+
+/// Makes `~/.config` and the folder below it, both the user's alone.
+fn folders(folder: &Path) -> Result<(), Error> {
+    for dir in [folder.parent().unwrap_or(folder), folder] {
         match std::fs::symlink_metadata(dir) {
             Ok(found) if found.is_dir() => {}
-            Ok(_) => anyhow::bail!("{} is no folder", dir.display()),
-            Err(_) => {
-                std::fs::create_dir(dir).with_context(|| format!("make {}", dir.display()))?;
-                std::fs::set_permissions(dir, PermissionsExt::from_mode(0o700))?;
-                chown(dir, Some(user.uid), Some(user.gid))?;
+            Ok(_) => return Err(Error::NoFolder { path: dir.to_owned() }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let made = DirBuilder::new().mode(durable::DIR_MODE).create(dir);
+                made.map_err(|source| Error::Io { step: "make", path: dir.to_owned(), source })?;
             }
+            Err(source) => return Err(Error::Io { step: "look at", path: dir.to_owned(), source }),
         }
     }
-    let issued = authority.client(&user.name, Some("system:masters"))?;
-    let path = folder.join("kubeconfig");
-    kubeconfig::write(&path, server, authority, &user.name, &issued)?;
-    chown(&path, Some(user.uid), Some(user.gid))?;
-    let path = folder.join("registry-token");
-    durable::write_with_mode(&path, token.as_bytes(), 0o600)?;
-    chown(&path, Some(user.uid), Some(user.gid))?;
     Ok(())
 }
 
-struct Caller {
-    name: String,
-    uid: Uid,
-    gid: Gid,
-    dir: PathBuf,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use durable::Owner;
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt, chown, symlink};
 
-fn caller() -> Result<Option<Caller>> {
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u32>().ok());
-    let Some(uid) = number("SUDO_UID").filter(|uid| *uid != 0).map(Uid::from_raw) else {
-        return Ok(None);
-    };
-    // The user data base needs NSS, which a static binary does not have: /etc/passwd is read instead.
-    let text = std::fs::read_to_string("/etc/passwd").context("read /etc/passwd")?;
-    let line = text
-        .lines()
-        .find(|line| line.split(':').nth(2).and_then(|field| field.parse().ok()) == Some(uid.as_raw()));
-    let Some(fields) =
-        line.map(|line| line.split(':').collect::<Vec<_>>()).filter(|fields| fields.len() >= 6)
-    else {
-        tracing::warn!(%uid, "the user behind sudo is not in /etc/passwd, and gets no credentials");
-        return Ok(None);
-    };
-    let gid = fields[3].parse().map(Gid::from_raw).unwrap_or_else(|_| Gid::from_raw(uid.as_raw()));
-    Ok(Some(Caller { name: fields[0].to_owned(), uid, gid, dir: PathBuf::from(fields[5]) }))
+    /// Needs root, to act as another user.
+    #[test]
+    fn credentials_are_the_users_and_no_link_leads_root_elsewhere() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o711)).unwrap();
+        let (home, target) = (dir.path().join("home"), dir.path().join("target"));
+        for folder in [&home, &target] {
+            std::fs::create_dir(folder).unwrap();
+        }
+        chown(&home, Some(65534), Some(65534)).unwrap();
+        let user = Caller { name: "n".into(), owner: Owner { uid: 65534, gid: 65534 }, home: home.clone() };
+        let give = || write(&user, vec![("kubeconfig", b"secret".to_vec())]);
+        give().unwrap();
+        let found = std::fs::metadata(user.folder().join("kubeconfig")).unwrap();
+        assert_eq!((found.uid(), found.mode() & 0o777), (65534, 0o600));
+        std::fs::remove_dir_all(home.join(".config")).unwrap();
+        for link in [home.join(".config"), home.join(".config/gantry")] {
+            symlink(&target, &link).unwrap();
+            assert!(matches!(give(), Err(Error::NoFolder { path }) if path == link));
+            std::fs::remove_file(&link).unwrap();
+            std::fs::create_dir(&link).unwrap();
+            chown(&link, Some(65534), Some(65534)).unwrap();
+        }
+        // A link in a file's place is replaced, not followed.
+        std::fs::write(target.join("of-root"), "root's").unwrap();
+        symlink(target.join("of-root"), user.folder().join("kubeconfig")).unwrap();
+        give().unwrap();
+        assert_eq!(std::fs::read_to_string(target.join("of-root")).unwrap(), "root's");
+        assert_eq!(std::fs::metadata(target.join("of-root")).unwrap().uid(), 0);
+        assert_eq!(std::fs::read_dir(&target).unwrap().count(), 1);
+    }
 }

@@ -91,7 +91,9 @@ pub fn reach(service: &Service) -> Reach {
             _ if port.name.as_deref().is_some_and(|name| name.starts_with("http")) => "http://",
             _ => "",
         };
-        format!("{scheme}{host}:{}", chosen.port)
+        // The same number may be there twice, once for each protocol.
+        let protocol = if chosen.protocol == "UDP" { "/udp" } else { "" };
+        format!("{scheme}{host}:{}{protocol}", chosen.port)
     });
     Reach::Addresses(addresses.collect())
 }
@@ -128,6 +130,10 @@ mod tests {
         let status = json!({ "loadBalancer": { "ingress": [{ "ip": "127.0.0.1", "ports": ports }] } });
         let addresses = ["http://localhost:8081", "localhost:1"].map(str::to_owned).to_vec();
         assert_eq!(reach(&service(status)), Reach::Addresses(addresses));
+        let both = json!({ "spec": { "type": "LoadBalancer", "ports": [{ "port": 53 }, { "port": 53, "protocol": "UDP" }] },
+            "status": { "loadBalancer": { "ingress": [{ "ports": [{ "port": 53, "protocol": "TCP" }, { "port": 53, "protocol": "UDP" }] }] } } });
+        let addresses = ["localhost:53", "localhost:53/udp"].map(str::to_owned).to_vec();
+        assert_eq!(reach(&serde_json::from_value(both).unwrap()), Reach::Addresses(addresses));
         let taken = json!({ "conditions": [{ "type": BOUND, "status": "False", "reason": "PortTaken",
             "message": "port 80 is taken by nginx", "lastTransitionTime": "2026-01-01T00:00:00Z" }] });
         assert_eq!(reach(&service(taken)), Reach::Refused("port 80 is taken by nginx".to_owned()));

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures::{Stream, StreamExt as _, TryStreamExt as _, stream::BoxStream};
+use futures::{StreamExt as _, TryStreamExt as _, stream::BoxStream};
 use k8s_openapi::api::{
     apps::v1::{Deployment, ReplicaSet},
     core::v1::{Pod, Service},
@@ -21,6 +21,10 @@ use super::{
     APP_LABEL, REVISION,
     ports::{self, Listening},
     trouble::{self, Trouble},
+};
+use crate::{
+    failure::{Failure, Result},
+    follow,
 };
 
 /// How long something that is usually passing may last before it counts.
@@ -57,7 +61,7 @@ pub enum Verdict {
 
 /// The watches of one program's objects.
 pub struct Follower {
-    changes: BoxStream<'static, Result<Change, watcher::Error>>,
+    changes: BoxStream<'static, Result<Change>>,
     pub observed: Observed,
 }
 
@@ -67,58 +71,32 @@ impl Follower {
         let named = || watcher::Config::default().fields(&format!("metadata.name={name}"));
         let labelled = || watcher::Config::default().labels(&format!("{APP_LABEL}={name}"));
         let changes: [BoxStream<'static, _>; 4] = [
-            watch(client, namespace, named()).map_ok(Change::Deployment).boxed(),
-            watch(client, namespace, labelled()).map_ok(Change::ReplicaSet).boxed(),
-            watch(client, namespace, labelled()).map_ok(|event| Change::Pod(Box::new(event))).boxed(),
-            watch(client, namespace, named()).map_ok(Change::Service).boxed(),
+            follow::watch(Api::namespaced(client.clone(), namespace), named())
+                .map_ok(Change::Deployment)
+                .boxed(),
+            follow::watch(Api::namespaced(client.clone(), namespace), labelled())
+                .map_ok(Change::ReplicaSet)
+                .boxed(),
+            follow::watch(Api::namespaced(client.clone(), namespace), labelled())
+                .map_ok(|event| Change::Pod(Box::new(event)))
+                .boxed(),
+            follow::watch(Api::namespaced(client.clone(), namespace), named())
+                .map_ok(Change::Service)
+                .boxed(),
         ];
         Self { changes: futures::stream::select_all(changes).boxed(), observed: Observed::default() }
     }
 
-    /// Waits for the next change. A watch that breaks is resumed by the stream itself; only refusals are errors.
-    pub async fn next(&mut self) -> Result<(), watcher::Error> {
-        loop {
-            match self.changes.next().await {
-                Some(Ok(change)) => {
-                    self.observed.take(change);
-                    return Ok(());
-                }
-                Some(Err(error)) if is_refusal(&error) => return Err(error),
-                Some(Err(error)) => tracing::debug!(%error, "watch"),
-                None => return Err(watcher::Error::NoResourceVersion),
+    /// Waits for the next change.
+    pub async fn next(&mut self) -> Result<()> {
+        match self.changes.next().await {
+            Some(change) => {
+                self.observed.take(change?);
+                Ok(())
             }
+            None => Err(Failure::new("the watch on the rollout ended")),
         }
     }
-}
-
-fn is_refusal(error: &watcher::Error) -> bool {
-    let cause = match error {
-        watcher::Error::InitialListFailed(cause)
-        | watcher::Error::WatchStartFailed(cause)
-        | watcher::Error::WatchFailed(cause) => cause,
-        watcher::Error::WatchError(status) => return matches!(status.code, 401 | 403 | 404),
-        watcher::Error::NoResourceVersion => return true,
-    };
-    matches!(cause, kube::Error::Api(status) if matches!(status.code, 401 | 403 | 404))
-}
-
-fn watch<K>(
-    client: &Client,
-    namespace: &str,
-    config: watcher::Config,
-) -> impl Stream<Item = Result<Event<K>, watcher::Error>> + Send + use<K>
-where
-    K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope>
-        + Clone
-        + std::fmt::Debug
-        + serde::de::DeserializeOwned
-        + Send
-        + 'static,
-    K::DynamicType: Default + Clone,
-    K: kube::Resource<DynamicType = ()>,
-{
-    use kube::runtime::WatchStreamExt as _;
-    watcher(Api::<K>::namespaced(client.clone(), namespace), config).default_backoff()
 }
 
 impl Observed {

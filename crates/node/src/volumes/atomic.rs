@@ -40,9 +40,7 @@ pub fn write(dir: &Path, files: &Files, group: Option<u32>) -> io::Result<bool> 
     fs::set_permissions(&target, Permissions::from_mode(0o755))?;
     for (path, file) in files {
         let path = inside(&target, path)?;
-        if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent)?;
-        }
+        make_dirs(&target, path.parent().unwrap_or(&target))?;
         fs::write(&path, &file.bytes)?;
         let mode = if group.is_some() { file.mode | 0o440 } else { file.mode };
         fs::set_permissions(&path, Permissions::from_mode(mode & 0o777))?;
@@ -71,6 +69,16 @@ pub fn write(dir: &Path, files: &Files, group: Option<u32>) -> io::Result<bool> 
     }
     sweep(dir, fs::read_link(dir.join(DATA)).ok().as_deref())?;
     Ok(true)
+}
+
+/// Makes the folders from `top` down to `dir`; any user of the container may pass them, whatever our umask.
+fn make_dirs(top: &Path, dir: &Path) -> io::Result<()> {
+    let missing: Vec<&Path> = dir.ancestors().take_while(|above| *above != top && !above.is_dir()).collect();
+    for dir in missing.into_iter().rev() {
+        fs::create_dir(dir)?;
+        fs::set_permissions(dir, Permissions::from_mode(0o755))?;
+    }
+    Ok(())
 }
 
 fn inside(dir: &Path, path: &str) -> io::Result<std::path::PathBuf> {
@@ -148,6 +156,7 @@ mod tests {
         assert!(write(dir, &files(&[("a", "1"), ("sub/b", "2")]), None).unwrap());
         assert_eq!(fs::read_to_string(dir.join("sub/b")).unwrap(), "2");
         assert_eq!(fs::metadata(dir.join("a")).unwrap().permissions().mode() & 0o777, 0o640);
+        assert_eq!(fs::metadata(dir.join("sub")).unwrap().permissions().mode() & 0o777, 0o755);
         let before = fs::read_link(dir.join(DATA)).unwrap();
         assert!(!write(dir, &files(&[("a", "1"), ("sub/b", "2")]), None).unwrap());
         assert_eq!(fs::read_link(dir.join(DATA)).unwrap(), before);

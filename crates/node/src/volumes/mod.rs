@@ -166,9 +166,14 @@ fn create_dir(path: &Path, mode: u32) -> Result<(), Error> {
     if path.is_dir() {
         return Ok(());
     }
-    DirBuilder::new().recursive(true).mode(0o755).create(path).map_err(Error::io("create folder", path))?;
-    // The umask has its say in mkdir.
-    fs::set_permissions(path, Permissions::from_mode(mode)).map_err(Error::io("set the mode of", path))
+    let missing: Vec<&Path> = path.ancestors().skip(1).take_while(|above| !above.exists()).collect();
+    let made = missing.into_iter().rev().map(|above| (above, 0o755)).chain([(path, mode)]);
+    for (dir, mode) in made {
+        DirBuilder::new().mode(0o700).create(dir).map_err(Error::io("create folder", dir))?;
+        // The umask has its say in mkdir, and who uses the volume is not who makes it.
+        fs::set_permissions(dir, Permissions::from_mode(mode)).map_err(Error::io("set the mode of", dir))?;
+    }
+    Ok(())
 }
 
 fn host_path(host: &HostPathVolumeSource) -> Result<(), Error> {
@@ -224,7 +229,9 @@ mod tests {
         make(&pod, dir.path(), &sources("1"), &content::Tokens::new()).unwrap();
         let scratch = dir.path().join("volumes/scratch");
         assert_eq!(fs::metadata(&scratch).unwrap().permissions().mode() & 0o777, 0o777);
-        assert!(host.is_dir());
+        for made in [&host, host.parent().unwrap()] {
+            assert_eq!(fs::metadata(made).unwrap().permissions().mode() & 0o777, 0o755, "{}", made.display());
+        }
         make(&pod, dir.path(), &sources("2"), &content::Tokens::new()).unwrap();
         assert_eq!(fs::read_to_string(dir.path().join("volumes/conf/k")).unwrap(), "2");
     }

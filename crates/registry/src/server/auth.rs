@@ -1,32 +1,40 @@
-//! Who may write.
+//! Who may write, and who may read.
 
 use axum::http::{HeaderMap, HeaderValue, header};
 use base64::{Engine, prelude::BASE64_STANDARD};
 
 use super::failure::{Code, Failure};
 
-/// What a request must show before it may write.
+/// What a request must show.
 #[derive(Clone, Default)]
 pub enum Auth {
     /// Nothing: for tests, and behind something that checks.
     #[default]
     Open,
-    /// One of these tokens: as a Bearer token, or as the password of any user.
-    Tokens(Vec<String>),
+    /// To write, one of these tokens: as a Bearer token, or as the password of any user.
+    Writes(Vec<String>),
+    /// The same, to read too.
+    Everything(Vec<String>),
 }
 
 impl std::fmt::Debug for Auth {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Auth::Open => "Open",
-            Auth::Tokens(_) => "Tokens(…)",
+            Auth::Writes(_) => "Writes(…)",
+            Auth::Everything(_) => "Everything(…)",
         })
     }
 }
 
 impl Auth {
+    /// Whether who only reads is asked too.
+    pub(super) fn covers_reads(&self) -> bool {
+        matches!(self, Auth::Everything(_))
+    }
+
     pub(super) fn check(&self, headers: &HeaderMap) -> Result<(), Failure> {
-        let Auth::Tokens(tokens) = self else { return Ok(()) };
+        let (Auth::Writes(tokens) | Auth::Everything(tokens)) = self else { return Ok(()) };
         let presented = presented(headers).unwrap_or_default();
         // All are compared, so that the time tells nothing of which.
         let matches = tokens.iter().filter(|token| !token.is_empty() && same(token, &presented)).count();
@@ -67,7 +75,7 @@ mod tests {
         if let Some(text) = header {
             headers.insert(header::AUTHORIZATION, HeaderValue::from_str(text).unwrap());
         }
-        Auth::Tokens(vec!["secret".into(), String::new()]).check(&headers).is_ok()
+        Auth::Writes(vec!["secret".into(), String::new()]).check(&headers).is_ok()
     }
 
     #[test]

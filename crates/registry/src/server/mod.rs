@@ -62,7 +62,7 @@ async fn dispatch(server: Arc<Server>, request: Request) -> Reply {
     let route = Route::parse(request.uri().path())?;
     let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
     // The root is where clients ask whether they must log in, and whether their token is good.
-    if !is_read || matches!(route, Route::Root | Route::Upload(..)) {
+    if !is_read || server.auth.covers_reads() || matches!(route, Route::Root | Route::Upload(..)) {
         server.auth.check(request.headers())?;
     }
     let method = request.method().clone();

@@ -20,6 +20,14 @@ const CASES: &[(&str, Case)] = &[
         Ok(up(sandbox, folder))
     }),
     ("empty-folder", |sandbox, folder| Ok(up(sandbox, folder))),
+    ("foreign-state-folder", |sandbox, folder| {
+        let state = folder.join("state");
+        std::fs::create_dir_all(&state)?;
+        std::os::unix::fs::chown(&state, Some(65534), Some(65534))?;
+        let mut command = sandbox.command(["daemon", "start", "--state-dir"]);
+        command.arg(state);
+        Ok(command)
+    }),
     ("lying-tar", |sandbox, folder| {
         std::fs::write(folder.join("image.tar"), b"this is no tar archive at all")?;
         let mut command = sandbox.command(["image", "load", "--input"]);

@@ -13,6 +13,7 @@ mod floods;
 mod input;
 mod kill;
 mod kubectl;
+mod modes;
 mod nothing;
 mod path;
 mod programs;
@@ -109,6 +110,7 @@ const RUNGS: &[Rung] = &[
     Rung { name: "backup", short: true, isolated: true, run: backup::run },
     Rung { name: "upgrade", short: false, isolated: true, run: upgrade::run },
     Rung { name: "desync", short: true, isolated: true, run: desync::run },
+    Rung { name: "modes", short: true, isolated: true, run: modes::run },
     Rung { name: "doors", short: true, isolated: true, run: doors::run },
     Rung { name: "floods", short: true, isolated: true, run: floods::run },
 ];

@@ -22,15 +22,15 @@ pub async fn install(context: &Context) -> Result<ExitCode> {
         ))
         .hint(format!("sudo gantry daemon start{}, then install again", context.settings.state_flag())));
     }
-    durable::create_dir_all_with_mode(state_dir, 0o711)
-        .map_err(|error| Failure::from_error(&error).context(format!("make {}", state_dir.display())))?;
+    crate::modes::make(state_dir).map_err(|error| Failure::from_error(&error).hint(error.hint()))?;
     let binary = crate::access::installed_binary(state_dir);
     super::upgrade::copy(Path::new("/proc/self/exe"), &binary).map_err(|error| {
         Failure::from_error(&error).context(format!("copy gantry to {}", binary.display()))
     })?;
     let path = service::unit_path(&context.settings);
     let text = unit(&binary, state_dir)?;
-    durable::write(&path, text.as_bytes())
+    // Units are for everybody to read.
+    durable::write_with_mode(&path, text.as_bytes(), 0o644)
         .map_err(|error| Failure::from_error(&error).context(format!("write {}", path.display())))?;
     systemctl(&["daemon-reload"])?;
     // One that was started by hand ends first; the proxy, programs and ports stay.

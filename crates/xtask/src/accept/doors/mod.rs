@@ -5,15 +5,17 @@
 
 mod api;
 mod certs;
+mod commands;
 mod containers;
+mod images;
 mod modes;
 mod proxy;
 mod stage;
 
 use anyhow::Result;
 
-pub(super) use self::stage::Stage;
-use super::{Seen, Setting};
+pub(super) use self::stage::{NOBODY, Stage};
+use super::{Seen, Setting, fixtures};
 
 /// One attack.
 pub(super) struct Door {
@@ -28,7 +30,15 @@ pub(super) struct Door {
 }
 
 /// Every family.
-const FAMILIES: &[&[Door]] = &[api::DOORS, certs::DOORS, containers::DOORS, modes::DOORS, proxy::DOORS];
+const FAMILIES: &[&[Door]] = &[
+    api::DOORS,
+    certs::DOORS,
+    commands::DOORS,
+    containers::DOORS,
+    images::DOORS,
+    modes::DOORS,
+    proxy::DOORS,
+];
 
 pub(crate) fn run(setting: &Setting) -> Result<Seen> {
     let mut open = Vec::new();
