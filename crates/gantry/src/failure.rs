@@ -103,6 +103,12 @@ impl From<anyhow::Error> for Failure {
     }
 }
 
+impl From<crate::kernel::Error> for Failure {
+    fn from(error: crate::kernel::Error) -> Self {
+        Self::from_error(&error).hint(error.hint())
+    }
+}
+
 impl From<gobuild::go::Error> for Failure {
     fn from(error: gobuild::go::Error) -> Self {
         Self::from_error(&error).hint(error.hint())

@@ -11,6 +11,7 @@ mod deploy;
 mod failure;
 mod follow;
 mod format;
+mod kernel;
 mod launch;
 mod modes;
 mod output;

@@ -27,6 +27,7 @@ use crate::{
     access,
     context::Context,
     failure::{Failure, Result},
+    kernel,
     launch::{self, Started, Stopped},
     output::{self, Format},
     version::VERSION,
@@ -131,6 +132,10 @@ fn daemon(context: &Context, matches: &ArgMatches) -> Result<ExitCode> {
 
 fn run(context: &Context) -> Result<ExitCode> {
     root(context, "run")?;
+    if let Err(error) = kernel::check() {
+        let _ = Started::Failed { error: error.to_string(), hint: Some(error.hint()) }.tell();
+        return Err(error.into());
+    }
     let mut ready = || {
         if let Err(error) = (Started::Ready { version: VERSION.to_owned() }).tell() {
             context.printer.warning(format!("tell that the daemon is ready: {error}"));

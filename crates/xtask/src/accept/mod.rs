@@ -4,6 +4,7 @@
 //! Rungs are called by their names (`cargo xtask accept doors`); an issue adds rungs, the earlier ones stay.
 
 mod backup;
+mod chaos;
 mod desync;
 mod digest;
 mod doors;
@@ -20,13 +21,14 @@ mod programs;
 mod replace;
 mod store;
 pub(crate) mod upgrade;
+mod vm;
 
 use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
-pub(crate) use store::Register;
+pub(crate) use store::{Register, Traces};
 
 /// Which rungs, and how much of them.
 #[derive(clap::Args)]
@@ -111,6 +113,8 @@ const RUNGS: &[Rung] = &[
     Rung { name: "upgrade", short: false, isolated: true, run: upgrade::run },
     Rung { name: "desync", short: true, isolated: true, run: desync::run },
     Rung { name: "modes", short: true, isolated: true, run: modes::run },
+    Rung { name: "chaos", short: true, isolated: true, run: chaos::run },
+    Rung { name: "vm", short: false, isolated: false, run: vm::run },
     Rung { name: "doors", short: true, isolated: true, run: doors::run },
     Rung { name: "floods", short: true, isolated: true, run: floods::run },
 ];

@@ -1,8 +1,8 @@
 //! A small machine of Debian's kernels and systemd, on pure cgroup v2, in which suites run that this machine cannot:
 //! an old kernel, a reboot, a power cut, a disk that fails, a clock that steps.
 //!
-//! It has two processors, 1.5 GiB of memory, loopback and no other network device. It ends with the process that
-//! started it. KVM executes it where processors have it, else QEMU's translator does, ten times slower.
+//! It has 1.5 GiB of memory, loopback and no other network device. It ends with the process that started it. KVM executes
+//! it, on two processors, where processors have it; else QEMU's translator does, on one, ten times slower.
 
 mod agent;
 mod cpio;

@@ -13,6 +13,7 @@ mod writers;
 
 use anyhow::{Context, Result};
 
+pub(crate) use pods::Traces;
 pub(crate) use work::Register;
 
 use super::{Seen, Setting};

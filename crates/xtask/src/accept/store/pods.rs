@@ -23,6 +23,11 @@ const GATES: &str = "/gates";
 pub(super) struct Pods {
     image: String,
     gates: PathBuf,
+    traces: Traces,
+}
+
+/// What Pods leave on the machine.
+pub(crate) struct Traces {
     state: PathBuf,
     instance: String,
 }
@@ -49,9 +54,7 @@ impl Pods {
         let said = sandbox.ok(["build", &source, "--format", "json"])?;
         let facts: Value = serde_json::from_str(&said).context("read gantry build --format json")?;
         let image = facts["image"].as_str().context("gantry build names no image")?.to_owned();
-        let state = sandbox.state().canonicalize()?;
-        let instance = std::fs::read_to_string(state.join("instance"))?.trim().to_owned();
-        Ok(Self { image, gates, state, instance })
+        Ok(Self { image, gates, traces: Traces::of(sandbox)? })
     }
 
     /// A Pod that ends at once, or, `gated`, when its gate is opened.
@@ -100,7 +103,7 @@ impl Pods {
     pub(super) fn keeper(&self, connection: &mut Connection, pod: &Pod) -> Result<Pid> {
         let (_, is) = get(connection, pod)?;
         let uid = is["metadata"]["uid"].as_str().context("a Pod without a UID")?;
-        let (pid, _) = keepers(&self.state)?.into_iter().find(|(_, of)| of == uid).context("no keeper")?;
+        let (pid, _) = self.traces.keepers()?.into_iter().find(|(_, of)| of == uid).context("no keeper")?;
         Ok(Pid::from_raw(pid))
     }
 
@@ -167,6 +170,24 @@ impl Pods {
 
     /// Nothing runs or stands on the machine for a Pod that the API does not know.
     pub(super) fn check_no_orphan(&self, api: &Api) -> Result<()> {
+        self.traces.check_no_orphan(api)
+    }
+}
+
+impl Traces {
+    pub(crate) fn of(sandbox: &Sandbox) -> Result<Self> {
+        let state = sandbox.state().canonicalize()?;
+        let instance = std::fs::read_to_string(state.join("instance"))?.trim().to_owned();
+        Ok(Self { state, instance })
+    }
+
+    /// The keepers of this state folder: process id and Pod.
+    pub(crate) fn keepers(&self) -> Result<Vec<(i32, String)>> {
+        keepers(&self.state)
+    }
+
+    /// Nothing runs or stands on the machine for a Pod that the API does not know.
+    pub(crate) fn check_no_orphan(&self, api: &Api) -> Result<()> {
         let mut connection = api.connect()?;
         let mut orphans = Vec::new();
         let looked = poll("nothing is left of Pods that are no more", || {
@@ -185,7 +206,7 @@ impl Pods {
     /// What there is for Pods: what it is, and the Pod's UID.
     fn things(&self) -> Result<Vec<(String, String)>> {
         let mut things = Vec::new();
-        for (pid, uid) in keepers(&self.state)? {
+        for (pid, uid) in self.keepers()? {
             things.push((format!("keeper {pid}"), uid));
         }
         let run = self.state.join("run");
