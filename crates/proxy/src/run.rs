@@ -187,12 +187,12 @@ async fn follow(
     }
 }
 
-/// How many connections the descriptors of this process are enough for: each needs two, as many again may be idle or
-/// carry datagrams, and an eighth is kept back for listeners and for ourselves.
+/// How many connections the descriptors of this process are enough for: each needs two, half as many again may be idle and
+/// half as many carry datagrams, and an eighth is kept back for listeners and for ourselves.
 fn connections_possible() -> usize {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     const OTHERS: u64 = 512;
-    const EACH: u64 = 4;
+    const EACH: u64 = 3;
     let limit = getrlimit(Resource::Nofile);
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
     {

@@ -569,6 +569,35 @@ async fn a_client_that_ends_its_direction_spoils_no_connection_for_the_next() {
     assert_eq!(server.accepted.load(Ordering::SeqCst), 2);
 }
 
+/// As after a time without a processor: the backlog is full of one user's connections, and half of the clients have given up.
+#[tokio::test]
+async fn who_waited_out_a_stall_is_served_at_once() {
+    const CLIENTS: usize = 120;
+    let shares = crate::worker::shares(CLIENTS * 4 / 3);
+    assert!(shares.peer >= CLIENTS);
+    let limits = Limits { connections_max: CLIENTS * 4 / 3, ..Limits::default() };
+    let proxy = Proxy::with(AppProtocol::Http, limits);
+    let server = Server::http("a").await;
+    proxy.set(&[&server]);
+    let listener = StdListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut waiting = Vec::new();
+    for number in 0..CLIENTS {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
+        if number % 2 == 0 {
+            waiting.push(stream);
+        }
+    }
+    let (route, stop) = (Arc::clone(&proxy.route), CancellationToken::new());
+    proxy.workers.accept(listener, Target::Route(route), stop);
+    for mut stream in waiting {
+        assert!(read_to_end(&mut stream).await.starts_with("HTTP/1.1 200"));
+    }
+    drop(proxy.stop);
+    tokio::time::timeout(WITHIN, proxy.workers.shared.idle()).await.expect("nothing is left of the others");
+}
+
 #[tokio::test]
 async fn silence_is_bounded_and_a_flood_of_it_closes_its_own() {
     let limits = Limits {

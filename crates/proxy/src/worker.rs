@@ -67,7 +67,7 @@ impl Shared {
             network,
             draining: CancellationToken::new(),
             connections: Table::displacing_busy("proxy_connections", shares(limits.connections_max)),
-            sessions: Table::new("proxy_udp_sessions", shares(limits.connections_max)),
+            sessions: Table::new("proxy_udp_sessions", shares(limits.connections_max / 2)),
             carried: AtomicUsize::new(0),
             emptied: Notify::new(),
             limits,
@@ -120,9 +120,11 @@ impl Shared {
     }
 }
 
-/// Of so many places a source may hold three quarters, and half for one route: what is left is there without a word.
+/// Of so many places a source may hold seven eighths, and three quarters for one route: what is left is there for others
+/// without a wait, and for the rest they displace. A machine with one user is not to lose much by it: its share for one
+/// route is above a listener's backlog, so that all who waited while this process had no processor find room at once.
 pub(crate) fn shares(total: usize) -> connections::Limits {
-    connections::Limits { total, group: (total - total / 4).max(1), peer: (total / 2).max(1) }
+    connections::Limits { total, group: (total - total / 8).max(1), peer: (total - total / 4).max(1) }
 }
 
 /// One thread.
@@ -290,8 +292,8 @@ fn start(
             Ok(runtime) => runtime,
             Err(error) => return drop(started.send(Err(error))),
         };
-        // As many descriptors are kept for idle connections as there may be clients.
-        let pool = Pool::new(shared.limits.connections_max.div_ceil(count));
+        // See `run`: so many descriptors are there for idle connections.
+        let pool = Pool::new((shared.limits.connections_max / 2).div_ceil(count));
         let handle = runtime.handle().clone();
         let worker = Arc::new(Worker { shared, handle, carried: AtomicUsize::new(0), pool });
         if started.send(Ok(Arc::clone(&worker))).is_err() {

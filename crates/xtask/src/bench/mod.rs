@@ -5,6 +5,7 @@
 
 pub(crate) mod api;
 mod apply;
+mod bounds;
 mod cycle;
 mod edit;
 mod go;
@@ -81,6 +82,7 @@ pub(crate) const FIGURES: &[Figure] = &[
     cycle::FIGURE,
     apply::FIGURE,
     proxying::FIGURE,
+    bounds::FIGURE,
     upgrade::FIGURE,
 ];
 

@@ -70,10 +70,10 @@ fn run(setting: &Setting) -> Result<Vec<Row>> {
 }
 
 /// Where a proxy listens.
-struct Entry {
-    address: SocketAddr,
+pub(super) struct Entry {
+    pub(super) address: SocketAddr,
     /// The network namespace, when it is another one than the figure's.
-    inside: Option<PathBuf>,
+    pub(super) inside: Option<PathBuf>,
 }
 
 impl Entry {
@@ -97,15 +97,15 @@ impl Entry {
 
 /// What the rounds of one side gave.
 #[derive(Default)]
-struct Side {
+pub(super) struct Side {
     /// Microseconds a request.
-    cpu: Samples,
+    pub(super) cpu: Samples,
     /// Milliseconds, one value a round.
-    p99: Samples,
+    pub(super) p99: Samples,
 }
 
 impl Side {
-    fn round(&mut self, entry: &Entry, pid: u32) -> Result<()> {
+    pub(super) fn round(&mut self, entry: &Entry, pid: u32) -> Result<()> {
         let mut times = Samples::default();
         let before = cpu_seconds(pid)?;
         let requests = load(entry, SECONDS, &mut times)?;
@@ -117,7 +117,7 @@ impl Side {
 }
 
 /// Sends requests at the fixed rate; how many. One that fails ends it.
-fn load(entry: &Entry, seconds: u32, times: &mut Samples) -> Result<u32> {
+pub(super) fn load(entry: &Entry, seconds: u32, times: &mut Samples) -> Result<u32> {
     let streams = (0..CONNECTIONS).map(|_| entry.connect()).collect::<Result<Vec<_>>>()?;
     let each = PER_SECOND / CONNECTIONS * seconds;
     let gap = Duration::from_secs(1) * CONNECTIONS / PER_SECOND;
