@@ -15,7 +15,7 @@ use super::image::Image;
 use super::nbd::Server;
 
 /// Without hardware for it, and on a machine that has other work, a boot is slow.
-const BOOT: Duration = Duration::from_secs(240);
+const BOOT: Duration = Duration::from_secs(600);
 const MEMORY_MIB: u32 = 1536;
 /// Lines of the console that explain a machine that did not start.
 const CONSOLE_LINES: usize = 60;

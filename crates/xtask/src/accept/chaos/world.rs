@@ -76,11 +76,27 @@ impl<'a> World<'a> {
             match self.look() {
                 Ok(()) => return Ok(started.elapsed()),
                 Err(error) if started.elapsed() > SETTLE_MAX => {
-                    return Err(error.context(format!("not settled within {} s", SETTLE_MAX.as_secs())));
+                    let seconds = SETTLE_MAX.as_secs();
+                    return Err(error.context(format!("not settled within {seconds} s; {}", self.told())));
                 }
                 Err(_) => std::thread::sleep(LOOK),
             }
         }
+    }
+
+    /// What the API says of the program's Pods, for a reader of the failure.
+    fn told(&self) -> String {
+        let pods = self.api().and_then(|api| api.connect()?.ok("GET", PODS, "", ""));
+        let pods = match pods {
+            Ok(pods) => pods,
+            Err(error) => return format!("the API says {error:#}"),
+        };
+        let of = |pod: &Value| {
+            let (name, status) = (&pod["metadata"]["name"], &pod["status"]);
+            let deleted = &pod["metadata"]["deletionTimestamp"];
+            format!("{name} deleted {deleted}: {} {}", status["conditions"], status["containerStatuses"])
+        };
+        pods["items"].as_array().into_iter().flatten().map(of).collect::<Vec<_>>().join("; ")
     }
 
     fn look(&self) -> Result<()> {

@@ -17,7 +17,7 @@ const GANTRY: &str = "/payload/bin/gantry";
 /// The program that is served.
 const PROGRAM: &str = "hello";
 /// How long the daemon may take to serve, in a machine that QEMU's translator executes on a busy host.
-const READY: Duration = Duration::from_secs(240);
+const READY: Duration = Duration::from_secs(900);
 /// Between two looks at what nobody announces.
 const LOOK: Duration = Duration::from_millis(10);
 
@@ -52,7 +52,7 @@ pub(super) fn prepare() -> Result<()> {
     }
     ready()?;
     let hello = crate::tidy::root()?.join("examples/hello");
-    run(Command::new(GANTRY).arg("up").arg(hello).args(["--name", PROGRAM]))?;
+    run(Command::new(GANTRY).arg("up").arg(hello).args(["--name", PROGRAM, "--timeout", "20m"]))?;
     run(Command::new(GANTRY).args(["scale", PROGRAM, "2"]))?;
     let address = answers()?;
     settled()?;

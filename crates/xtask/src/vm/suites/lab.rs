@@ -18,7 +18,7 @@ const DISK_BYTES: u64 = 4 << 30;
 /// One sector a record.
 const JOURNAL_BYTES: u64 = 64 << 20;
 /// How long a part of a suite may take inside.
-pub(super) const PART: Duration = Duration::from_secs(600);
+pub(super) const PART: Duration = Duration::from_secs(1800);
 
 pub(super) struct Lab {
     image: Image,

@@ -19,7 +19,7 @@ const STARTING_WRITES: std::ops::Range<u64> = 1..1500;
 /// In one of so many cuts it goes while the machine starts.
 const STARTING_EVERY: usize = 5;
 /// How long the writer may take to that moment.
-const MOMENT: Duration = Duration::from_secs(300);
+const MOMENT: Duration = Duration::from_secs(900);
 /// Disk writes that fail, one after the other.
 const FAILING: std::ops::Range<u64> = 1..40;
 
