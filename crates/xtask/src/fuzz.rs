@@ -47,10 +47,16 @@ pub(crate) fn wrap_rustc() -> Option<ExitCode> {
     std::env::var_os(WRAPPER)?;
     let mut words = std::env::args_os().skip(1);
     let mut command = Command::new(words.next()?);
-    let words: Vec<_> = words.collect();
+    let mut words: Vec<_> = words.collect();
     // Build scripts and macros run in the compiler's world, where no fuzzer is: only what names a target is ours.
     let is_ours =
         words.iter().any(|word| word == "--target") && words.iter().any(|word| word == "--crate-name");
+    // libFuzzer asks the dynamic linker for the functions that it stands before: the program alone is not static.
+    if is_ours && words.windows(2).any(|pair| pair[0] == "--crate-type" && pair[1] == "bin") {
+        for word in words.iter_mut().filter(|word| *word == "target-feature=+crt-static") {
+            *word = "target-feature=-crt-static".into();
+        }
+    }
     command.args(&words);
     if is_ours {
         command.args(FLAGS);
