@@ -57,6 +57,13 @@ impl Lock {
 
     /// Takes the lock or says who holds it; never waits. The file then holds this process's id.
     pub fn acquire(path: &Path) -> Result<Self, Error> {
+        let mut lock = Self::hold(path)?;
+        sign(&mut lock.file).map_err(|source| Error::Io { path: path.to_owned(), source })?;
+        Ok(lock)
+    }
+
+    /// Like [`Lock::acquire`], but the file stays as it is, which needs no room on the disk.
+    pub fn hold(path: &Path) -> Result<Self, Error> {
         let io = |source| Error::Io { path: path.to_owned(), source };
         let mut file = OpenOptions::new()
             .read(true)
@@ -79,7 +86,6 @@ impl Lock {
             }
             Err(errno) => return Err(io(errno.into())),
         }
-        sign(&mut file).map_err(io)?;
         Ok(Self { file })
     }
 

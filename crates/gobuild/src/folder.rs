@@ -38,7 +38,7 @@ impl Folder {
         sweep(temporary);
         let private = Permissions::from_mode(durable::DIR_MODE);
         let folder = tempfile::Builder::new().prefix(PREFIX).permissions(private).tempdir_in(temporary)?;
-        let lock = Lock::acquire(&folder.path().join(LOCK)).map_err(io::Error::other)?;
+        let lock = Lock::hold(&folder.path().join(LOCK)).map_err(io::Error::other)?;
         Ok(Self { folder, _lock: lock })
     }
 

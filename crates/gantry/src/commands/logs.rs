@@ -6,6 +6,7 @@ use clap::{ArgMatches, Args as _};
 use futures::{
     AsyncBufReadExt as _, AsyncReadExt as _, TryStreamExt as _, io::BufReader, stream::FuturesUnordered,
 };
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api, ResourceExt as _,
@@ -196,7 +197,7 @@ async fn read(
     print: impl Fn(&[u8]),
 ) -> std::result::Result<(), kube::Error> {
     let mut stream = BufReader::new(pods.log_stream(name, parameters).await?);
-    lines.begins = true;
+    lines.begin();
     let mut line = Vec::new();
     loop {
         line.clear();
@@ -217,42 +218,44 @@ struct Lines {
     shows_time: bool,
     /// The next piece begins a line, and so with its time.
     begins: bool,
-    /// Time of the last whole line that was shown, as the server wrote it.
-    last: Option<String>,
+    /// Time of the last whole line that was shown, and how many lines of that time were: several have the same.
+    last: Option<(Timestamp, usize)>,
+    /// The log was taken up again, and nothing new has come yet; how many lines of the last time came again.
+    again: Option<usize>,
     /// That of the line that is being shown.
-    current: Option<String>,
+    current: Option<Timestamp>,
     /// The line was shown before.
     known: bool,
 }
 
 impl Lines {
     fn new(shows_time: bool) -> Self {
-        Self { shows_time, begins: true, last: None, current: None, known: false }
+        Self { shows_time, begins: true, last: None, again: None, current: None, known: false }
     }
 
-    /// What to ask for: at first what the user wants, then what comes after the last line.
+    /// What to ask for: at first what the user wants, then what comes from the last line's time on.
     fn parameters(&self, wanted: &LogParams) -> LogParams {
         let mut parameters = LogParams { timestamps: true, ..wanted.clone() };
-        if let Some(time) = self.last.as_ref().and_then(|last| last.parse().ok()) {
+        if let Some((time, _)) = self.last {
             parameters =
                 LogParams { tail_lines: None, since_seconds: None, since_time: Some(time), ..parameters };
         }
         parameters
     }
 
+    /// The log begins to come, for the first time or again.
+    fn begin(&mut self) {
+        self.begins = true;
+        self.again = self.last.map(|_| 0);
+    }
+
     /// The part of a piece that is to be shown.
     fn take<'a>(&mut self, piece: &'a [u8]) -> Option<&'a [u8]> {
         let mut text = piece;
         if self.begins {
-            let time = piece.iter().position(|byte| *byte == b' ').map(|end| piece.split_at(end));
-            let stamp = time.and_then(|(stamp, _)| std::str::from_utf8(stamp).ok());
-            let (parsed, rest) = match (stamp.and_then(|stamp| stamp.parse::<jiff::Timestamp>().ok()), time) {
-                (Some(parsed), Some((_, rest))) => (Some(parsed), &rest[1..]),
-                _ => (None, piece),
-            };
-            let last = self.last.as_ref().and_then(|last| last.parse::<jiff::Timestamp>().ok());
-            self.known = matches!((parsed, last), (Some(parsed), Some(last)) if parsed <= last);
-            self.current = parsed.and(stamp).map(str::to_owned);
+            let (time, rest) = split_time(piece);
+            self.known = self.is_known(time);
+            self.current = time;
             if !self.shows_time {
                 text = rest;
             }
@@ -261,10 +264,37 @@ impl Lines {
         if self.known {
             return None;
         }
-        if self.begins && self.current.is_some() {
-            self.last = self.current.take();
+        if let (true, Some(time)) = (self.begins, self.current) {
+            let before = self.last.filter(|(last, _)| *last == time).map_or(0, |(_, count)| count);
+            self.last = Some((time, before + 1));
         }
         Some(text)
+    }
+
+    /// Whether a line of this time came before the log broke off. Clocks may step back: only until the first new line.
+    fn is_known(&mut self, time: Option<Timestamp>) -> bool {
+        let (Some(again), Some((last, count)), Some(time)) = (self.again, self.last, time) else {
+            return false;
+        };
+        if time < last {
+            return true;
+        }
+        if time == last && again < count {
+            self.again = Some(again + 1);
+            return true;
+        }
+        self.again = None;
+        false
+    }
+}
+
+/// A line's time and what comes after it.
+fn split_time(line: &[u8]) -> (Option<Timestamp>, &[u8]) {
+    let end = line.iter().position(|byte| *byte == b' ');
+    let time = end.and_then(|end| std::str::from_utf8(&line[..end]).ok()?.parse().ok());
+    match (time, end) {
+        (Some(time), Some(end)) => (Some(time), &line[end + 1..]),
+        _ => (None, line),
     }
 }
 
@@ -273,7 +303,7 @@ mod tests {
     use super::*;
 
     fn shown(lines: &mut Lines, pieces: &[&str]) -> String {
-        lines.begins = true;
+        lines.begin();
         pieces.iter().filter_map(|piece| lines.take(piece.as_bytes())).map(String::from_utf8_lossy).collect()
     }
 
@@ -289,6 +319,9 @@ mod tests {
         assert_eq!(again.since_time.unwrap().to_string(), "2026-01-01T00:00:01.2Z");
         // The server's times are whole seconds: it sends lines again.
         assert_eq!(shown(&mut lines, &[one, two, three]), "c\n");
+        // Several lines have one time, and a clock may step back.
+        let same = |text: &str| format!("2026-01-01T00:00:02Z {text}\n");
+        assert_eq!(shown(&mut lines, &[three, &same("d"), &same("e"), one]), "d\ne\na\n");
         let mut lines = Lines::new(true);
         assert_eq!(lines.parameters(&wanted).tail_lines, Some(9));
         assert_eq!(shown(&mut lines, &[one]), one);

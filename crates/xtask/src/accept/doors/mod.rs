@@ -7,7 +7,6 @@ mod api;
 mod certs;
 mod commands;
 mod containers;
-mod images;
 mod modes;
 mod proxy;
 mod stage;
@@ -30,15 +29,8 @@ pub(super) struct Door {
 }
 
 /// Every family.
-const FAMILIES: &[&[Door]] = &[
-    api::DOORS,
-    certs::DOORS,
-    commands::DOORS,
-    containers::DOORS,
-    images::DOORS,
-    modes::DOORS,
-    proxy::DOORS,
-];
+const FAMILIES: &[&[Door]] =
+    &[api::DOORS, certs::DOORS, commands::DOORS, containers::DOORS, modes::DOORS, proxy::DOORS];
 
 pub(crate) fn run(setting: &Setting) -> Result<Seen> {
     let mut open = Vec::new();
