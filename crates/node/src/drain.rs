@@ -7,6 +7,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 
+/// Longer than this is for ever.
+const PERIOD_LONGEST: Duration = Duration::from_secs(i32::MAX as u64);
+
 /// The proxies that have not said so yet.
 pub fn missing<'a>(pod: &Pod, proxies: &'a BTreeSet<String>) -> Vec<&'a str> {
     let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
@@ -21,7 +24,13 @@ pub fn missing<'a>(pod: &Pod, proxies: &'a BTreeSet<String>) -> Vec<&'a str> {
 pub fn grace(pod: &Pod) -> Duration {
     let spec = pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds);
     let seconds = pod.metadata.deletion_grace_period_seconds.or(spec).unwrap_or(30);
-    Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
+    seconds_of(seconds)
+}
+
+/// A period as an object has it. What is negative is none, and what is longer than a lifetime is one: added to a clock, an
+/// `int64` of seconds overflows it.
+pub fn seconds_of(seconds: i64) -> Duration {
+    Duration::from_secs(u64::try_from(seconds).unwrap_or(0)).min(PERIOD_LONGEST)
 }
 
 /// Until when to wait for the proxies. `None`: not at all.
@@ -50,6 +59,13 @@ mod tests {
             let expected = expected.map(|time| format!("2026-01-01T{time}").parse().unwrap());
             assert_eq!(deadline(&pod), expected, "{grace}");
         }
+    }
+
+    #[test]
+    fn no_period_overflows_a_clock() {
+        assert_eq!(seconds_of(-1), Duration::ZERO);
+        assert_eq!(seconds_of(30), Duration::from_secs(30));
+        let _ = tokio::time::Instant::now() + seconds_of(i64::MAX);
     }
 
     #[test]

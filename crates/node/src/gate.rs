@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 
 use crate::observed::{Gate, Port};
-use crate::ports::{Listening, Sandboxes};
+use crate::ports::{Listening, Sandboxes, Side};
 
 const FIRST: Duration = Duration::from_millis(5);
 const LONGEST: Duration = Duration::from_secs(30);
@@ -19,6 +19,8 @@ const LONGEST: Duration = Duration::from_secs(30);
 const ANSWER: Duration = Duration::from_millis(250);
 /// Ports from here on are handed out by the kernel: a UDP socket there is a client's.
 const EPHEMERAL_FIRST: u16 = 32_768;
+/// Sockets of one Pod that are looked at; the lowest ports come first.
+const SOCKETS_MAX: usize = 128;
 /// What every HTTP/1.1 server answers itself, without the program's handlers seeing it (RFC 9110, 9.3.7).
 const QUESTION: &[u8] =
     b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\nUser-Agent: gantry\r\nConnection: close\r\n\r\n";
@@ -34,12 +36,14 @@ pub async fn watch(sandboxes: Arc<dyn Sandboxes>, uid: String, ip: IpAddr, chang
         found.retain(|socket| !socket.udp || socket.port < EPHEMERAL_FIRST);
         found.sort();
         found.dedup();
+        // A program decides how many there are: each is asked, and told in the Pod's annotation.
+        found.truncate(SOCKETS_MAX);
         if found == seen {
             continue;
         }
         let first = !seen.iter().any(|socket| !socket.address.is_loopback());
         seen = found;
-        let gate = classify(&*sandboxes, &uid, ip, &seen).await;
+        let gate = classify(&*sandboxes, ip, &seen).await;
         if first && matches!(gate, Gate::Open(_)) {
             // Programs open their ports one after the other: look again soon.
             wait = FIRST;
@@ -50,11 +54,10 @@ pub async fn watch(sandboxes: Arc<dyn Sandboxes>, uid: String, ip: IpAddr, chang
     }
 }
 
-async fn classify(sandboxes: &dyn Sandboxes, uid: &str, ip: IpAddr, sockets: &[Listening]) -> Gate {
+async fn classify(sandboxes: &dyn Sandboxes, ip: IpAddr, sockets: &[Listening]) -> Gate {
     let ports = futures::future::join_all(sockets.iter().map(|socket| async move {
         let loopback = socket.address.is_loopback();
-        let http =
-            !loopback && !socket.udp && speaks_http(sandboxes, uid, SocketAddr::new(ip, socket.port)).await;
+        let http = !loopback && !socket.udp && speaks_http(sandboxes, SocketAddr::new(ip, socket.port)).await;
         let protocol = if socket.udp { "UDP" } else { "TCP" }.to_owned();
         Port { port: socket.port, protocol, address: socket.address, http, loopback }
     }));
@@ -73,9 +76,9 @@ fn of(mut ports: Vec<Port>) -> Gate {
     }
 }
 
-async fn speaks_http(sandboxes: &dyn Sandboxes, uid: &str, address: SocketAddr) -> bool {
+async fn speaks_http(sandboxes: &dyn Sandboxes, address: SocketAddr) -> bool {
     let exchange = async {
-        let mut stream = sandboxes.dial(uid, address).await?;
+        let mut stream = sandboxes.dial(Side::Router, address).await?;
         stream.write_all(QUESTION).await?;
         let mut answer = [0; 5];
         stream.read_exact(&mut answer).await?;

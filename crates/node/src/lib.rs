@@ -12,6 +12,7 @@
 //! proxy has said that it has drained it, or at the drain deadline.
 
 pub mod adapters;
+pub mod admission;
 pub mod backoff;
 pub mod drain;
 pub mod env;
@@ -32,6 +33,8 @@ mod quantity;
 mod registration;
 pub mod spec;
 pub mod status;
+pub mod storage;
+mod text;
 pub mod user;
 pub mod volumes;
 pub mod worker;

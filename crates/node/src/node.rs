@@ -23,6 +23,7 @@ use crate::machine::Machine;
 use crate::ports::{self, Failure};
 use crate::registration::Registration;
 use crate::spec::annotation;
+use crate::storage::{Eviction, Scanner};
 use crate::worker::{self, Deps, Found, Handles, Phase, Update};
 use crate::{fields, kubelet};
 
@@ -74,6 +75,8 @@ struct Inner {
     config: Config,
     machine: Machine,
     pods: Registry,
+    /// Whether the disk of the state folder is nearly full.
+    disk_pressure: watch::Sender<bool>,
 }
 
 /// One Pod that has a worker.
@@ -81,6 +84,18 @@ struct Inner {
 pub(crate) struct Entry {
     pub updates: watch::Sender<Update>,
     pub handles: Handles,
+    /// Why it has to end, once it has.
+    pub eviction: watch::Sender<Option<Eviction>>,
+}
+
+impl Entry {
+    pub fn new(update: Update) -> Self {
+        Self {
+            updates: watch::Sender::new(update),
+            handles: Handles::default(),
+            eviction: watch::Sender::new(None),
+        }
+    }
 }
 
 /// The Pods of this node by UID, for the dispatcher and the HTTP API.
@@ -101,6 +116,10 @@ impl Registry {
         pods.values().map(|entry| (entry.updates.borrow().pod.clone(), entry.clone())).collect()
     }
 
+    pub fn insert(&self, uid: String, entry: Entry) {
+        self.with(|pods| drop(pods.insert(uid, entry)));
+    }
+
     fn with<T>(&self, change: impl FnOnce(&mut BTreeMap<String, Entry>) -> T) -> T {
         change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -114,7 +133,19 @@ impl Node {
             std::fs::create_dir_all(&path).map_err(|source| OpenError::Folder { path, source })?;
         }
         let machine = Machine::look(&config.state_dir);
-        Ok(Self { inner: Arc::new(Inner { config, machine, pods: Registry::default() }) })
+        Ok(Self {
+            inner: Arc::new(Inner {
+                config,
+                machine,
+                pods: Registry::default(),
+                disk_pressure: watch::Sender::new(false),
+            }),
+        })
+    }
+
+    /// Whether the disk of the state folder is nearly full: the moment to remove what nothing needs.
+    pub fn disk_pressure(&self) -> watch::Receiver<bool> {
+        self.inner.disk_pressure.subscribe()
     }
 
     /// Kubelet's HTTP API.
@@ -153,7 +184,11 @@ impl Node {
             machine: self.inner.machine.clone(),
             pod_cidr: Some(config.network.pod_cidr().to_string()),
             kubelet_port: config.kubelet_port.unwrap_or(0),
+            disk_pressure: self.disk_pressure(),
         };
+        let pressure = self.inner.disk_pressure.clone();
+        let scanner = Scanner::new(self.inner.pods.clone(), config.state_dir.clone(), pressure);
+        scope.spawn("storage", scanner.run());
         scope.spawn("registration", registration.run());
         let services = self.watch_services(scope);
         let proxies = self.watch_proxies(scope);
@@ -359,13 +394,15 @@ impl Dispatcher {
         if known || gone {
             return;
         }
-        let (updates, receiver) = watch::channel(update);
-        let handles = Handles::default();
-        self.pods.with(|pods| pods.insert(uid.clone(), Entry { updates, handles: handles.clone() }));
+        let entry = Entry::new(update);
+        let (updates, evictions) = (entry.updates.subscribe(), entry.eviction.subscribe());
+        let handles = entry.handles.clone();
+        self.pods.insert(uid.clone(), entry);
         let found = self.found.as_mut().and_then(|found| found.remove(&uid)).unwrap_or_default();
         let start = worker::Start {
             deps: Arc::clone(&self.deps),
-            updates: receiver,
+            updates,
+            evictions,
             proxies: self.proxies.clone(),
             found,
             handles,

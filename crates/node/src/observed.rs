@@ -168,7 +168,10 @@ pub enum Stop {
         kill_at: Instant,
     },
     /// It got SIGKILL.
-    Killed,
+    Killed {
+        /// When it gets it again, should it not have ended.
+        again_at: Instant,
+    },
 }
 
 /// One container of the Pod.
@@ -253,6 +256,20 @@ pub struct Terminal {
     pub reason: Option<String>,
     /// In words.
     pub message: Option<String>,
+    /// Whether the node ended it, and why: then its programs get [`EVICTION_GRACE`].
+    pub evicted: Option<Evicted>,
+}
+
+/// What an evicted Pod's programs get to end, as kubelet has it.
+pub const EVICTION_GRACE: Duration = Duration::from_secs(1);
+
+/// Why a node ended a Pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Evicted {
+    /// It went beyond a limit of its own.
+    Limit,
+    /// The node needs the space.
+    Pressure,
 }
 
 /// What the Listening gate found.

@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::{Container as Spec, Pod, PodSpec};
 use tokio::time::Instant;
 
 use crate::drain;
-use crate::observed::{Clock, Container, Ended, Observed, State, Step, Stop, Terminal};
+use crate::observed::{Clock, Container, EVICTION_GRACE, Ended, Observed, State, Step, Stop, Terminal};
 
 /// After a hook has used up the grace period the program still gets this long, as kubelet has it.
 const GRACE_SHORTEST: Duration = Duration::from_secs(2);
@@ -178,6 +178,7 @@ impl Planner<'_> {
                     succeeded: false,
                     reason: Some("DeadlineExceeded".to_owned()),
                     message: Some("Pod was active on the node longer than the specified deadline".to_owned()),
+                    evicted: None,
                 });
             }
             self.push(Action::Wake(self.clock.at(end)));
@@ -188,7 +189,7 @@ impl Planner<'_> {
             }
             _ => None,
         };
-        let plain = |succeeded| Terminal { succeeded, reason: None, message: None };
+        let plain = |succeeded| Terminal { succeeded, reason: None, message: None, evicted: None };
         if !initialized(self.spec, self.observed) {
             let failed = containers(self.spec, self.observed)
                 .filter(|(_, _, init)| *init)
@@ -307,7 +308,8 @@ impl Planner<'_> {
                         self.push(Action::Wake(until));
                     }
                 }
-                Stop::Killed => {}
+                Stop::Killed { again_at } if *again_at <= now => self.push(Action::Kill(name())),
+                Stop::Killed { again_at } => self.push(Action::Wake(*again_at)),
             },
             State::Waiting | State::Starting { .. } | State::Exited(_) => {}
         }
@@ -374,7 +376,10 @@ impl Planner<'_> {
     /// The Pod is over but its object stays.
     fn retire(&mut self) {
         if !self.observed.ended() {
-            let grace = drain::grace(self.pod);
+            let mut grace = drain::grace(self.pod);
+            if self.observed.terminal.as_ref().is_some_and(|terminal| terminal.evicted.is_some()) {
+                grace = grace.min(EVICTION_GRACE);
+            }
             return self.stop_all(self.clock.now + grace, !grace.is_zero());
         }
         if self.due(&self.observed.teardown) {

@@ -215,8 +215,10 @@ fn the_end_goes_step_by_step() {
     assert_eq!(plan(&pod, &observed, clock), [Action::Wake(at(30))]);
     let late = Clock { now: at(30), wall: "2026-01-01T00:00:30Z".parse().unwrap() };
     assert_eq!(plan(&pod, &observed, late), [Action::Kill("c".to_owned())]);
-    set(&mut observed, "c", stopping(Stop::Killed));
-    assert_eq!(plan(&pod, &observed, late), []);
+    set(&mut observed, "c", stopping(Stop::Killed { again_at: at(40) }));
+    assert_eq!(plan(&pod, &observed, late), [Action::Wake(at(40))]);
+    let later = Clock { now: at(40), wall: "2026-01-01T00:00:40Z".parse().unwrap() };
+    assert_eq!(plan(&pod, &observed, later), [Action::Kill("c".to_owned())], "again");
     set(&mut observed, "c", exited(137, 0));
     assert_eq!(plan(&pod, &observed, late), [Action::TearDown]);
     observed.teardown = Step::Done(());

@@ -13,6 +13,8 @@ use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, Service};
 use serde_json::Value;
 use tokio::net::TcpStream;
 
+use crate::text;
+
 /// Makes containers.
 pub trait Containers: Send + Sync + 'static {
     /// A container that is made and not yet started.
@@ -49,10 +51,21 @@ pub trait Sandboxes: Send + Sync + 'static {
     fn attach(&self, uid: &str, own_users: bool) -> BoxFuture<'_, Result<Sandbox, Failure>>;
     /// Takes it away.
     fn detach(&self, uid: &str) -> BoxFuture<'_, Result<(), Failure>>;
-    /// Connects to a Pod's address from the router's namespace.
-    fn dial(&self, uid: &str, address: SocketAddr) -> BoxFuture<'_, io::Result<TcpStream>>;
+    /// Connects to an address from one of the three sides.
+    fn dial(&self, from: Side<'_>, address: SocketAddr) -> BoxFuture<'_, io::Result<TcpStream>>;
     /// The sockets on which the Pod listens.
     fn listening(&self, uid: &str) -> BoxFuture<'_, io::Result<Vec<Listening>>>;
+}
+
+/// From where a connection is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side<'a> {
+    /// The machine's own network: for a Pod that has no other.
+    Host,
+    /// The router's, from which a Pod's own address is reached.
+    Router,
+    /// The Pod's with that UID: what it names is looked for where its program would look.
+    Pod(&'a str),
 }
 
 /// A Pod's network.
@@ -163,7 +176,10 @@ pub trait Events: Send + Sync + 'static {
     fn record(&self, pod: &Pod, container: Option<&str>, event: Event);
 }
 
-/// What happened.
+/// A longer message of an event is cut, as the API has it (`NoteLengthLimit` of events.k8s.io).
+const MESSAGE_CHARS_MAX: usize = 1000;
+
+/// What happened. Its message is one line of plain text, whoever wrote the words.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
     /// Normal or Warning.
@@ -176,13 +192,13 @@ pub struct Event {
 
 impl Event {
     /// Something that is as it should be.
-    pub fn normal(reason: &'static str, message: impl Into<String>) -> Self {
-        Self { warning: false, reason, message: message.into() }
+    pub fn normal(reason: &'static str, message: impl AsRef<str>) -> Self {
+        Self { warning: false, reason, message: text::shown(message.as_ref(), MESSAGE_CHARS_MAX) }
     }
 
     /// Something that is not.
-    pub fn warning(reason: &'static str, message: impl Into<String>) -> Self {
-        Self { warning: true, reason, message: message.into() }
+    pub fn warning(reason: &'static str, message: impl AsRef<str>) -> Self {
+        Self { warning: true, reason, message: text::shown(message.as_ref(), MESSAGE_CHARS_MAX) }
     }
 }
 

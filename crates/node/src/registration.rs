@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::Node as Object;
+use k8s_openapi::api::core::v1::{Node as Object, Taint};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use serde_json::{Value, json};
+use tokio::sync::watch;
 
 use crate::adapters::MANAGER;
 use crate::machine::Machine;
@@ -16,6 +18,7 @@ use crate::status::time;
 /// Between two renewals of the Lease, as kubelet has it.
 const RENEW: Duration = Duration::from_secs(10);
 const LEASE_S: i32 = 40;
+const DISK_PRESSURE_TAINT: &str = "node.kubernetes.io/disk-pressure";
 const LEASE_NAMESPACE: &str = "kube-node-lease";
 /// Renewals between two writes of the Node's status.
 const STATUS_EVERY: u32 = 30;
@@ -33,11 +36,13 @@ pub(crate) struct Registration {
     pub pod_cidr: Option<String>,
     /// The port of the kubelet API for a real API server; 0 when it is reached in the process.
     pub kubelet_port: u16,
+    /// Whether the disk of the state folder is nearly full.
+    pub disk_pressure: watch::Receiver<bool>,
 }
 
 impl Registration {
     /// Registers, then renews until dropped.
-    pub async fn run(self) {
+    pub async fn run(mut self) {
         let mut wait = RETRY_FIRST;
         while let Err(error) = self.register().await {
             tracing::warn!(node = self.name, %error, "register the node");
@@ -49,9 +54,15 @@ impl Registration {
             if let Err(error) = self.renew().await {
                 tracing::warn!(node = self.name, %error, "renew the node's lease");
             }
-            tokio::time::sleep(RENEW).await;
+            let changed = tokio::select! {
+                () = tokio::time::sleep(RENEW) => false,
+                changed = self.disk_pressure.changed() => match changed {
+                    Ok(()) => true,
+                    Err(_) => return,
+                },
+            };
             round = round.wrapping_add(1);
-            if round.is_multiple_of(STATUS_EVERY)
+            if (changed || round.is_multiple_of(STATUS_EVERY))
                 && let Err(error) = self.register().await
             {
                 tracing::warn!(node = self.name, %error, "write the node's status");
@@ -73,9 +84,34 @@ impl Registration {
             }
             Err(error) => return Err(error),
         };
+        self.taint(&api, &old).await?;
         let patch = json!({"status": self.status(&old, Timestamp::now())});
         let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
         api.patch_status(&self.name, &params, &Patch::Strategic(&patch)).await.map(drop)
+    }
+
+    /// Under disk pressure the scheduler binds no Pod here that does not tolerate it. (A node lifecycle controller would
+    /// do this from the condition.)
+    async fn taint(&self, api: &Api<Object>, old: &Object) -> kube::Result<()> {
+        let pressed = *self.disk_pressure.borrow();
+        let taints = old.spec.as_ref().and_then(|spec| spec.taints.clone()).unwrap_or_default();
+        if taints.iter().any(|taint| taint.key == DISK_PRESSURE_TAINT) == pressed {
+            return Ok(());
+        }
+        let mut taints: Vec<Taint> =
+            taints.into_iter().filter(|taint| taint.key != DISK_PRESSURE_TAINT).collect();
+        if pressed {
+            taints.push(Taint {
+                key: DISK_PRESSURE_TAINT.to_owned(),
+                effect: "NoSchedule".to_owned(),
+                time_added: Some(Time(Timestamp::now())),
+                ..Taint::default()
+            });
+        }
+        // The list is one value: whoever changed it meanwhile must not be undone.
+        let patch = json!({"metadata": {"resourceVersion": old.metadata.resource_version}, "spec": {"taints": taints}});
+        let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
+        api.patch(&self.name, &params, &Patch::Merge(&patch)).await.map(drop)
     }
 
     fn labels(&self) -> Value {
@@ -122,7 +158,10 @@ impl Registration {
             "daemonEndpoints": {"kubeletEndpoint": {"Port": self.kubelet_port}},
             "conditions": [
                 condition("MemoryPressure", "False", "KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
-                condition("DiskPressure", "False", "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
+                match *self.disk_pressure.borrow() {
+                    true => condition("DiskPressure", "True", "KubeletHasDiskPressure", "kubelet has disk pressure"),
+                    false => condition("DiskPressure", "False", "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
+                },
                 condition("PIDPressure", "False", "KubeletHasSufficientPID", "kubelet has sufficient PID available"),
                 condition("Ready", "True", "KubeletReady", "kubelet is posting ready status"),
             ],

@@ -10,7 +10,7 @@ use runtime::{
 use sha2::{Digest as _, Sha256};
 
 use crate::ports::{Image, Sandbox};
-use crate::{env, limits, user, volumes};
+use crate::{admission, env, limits, user, volumes};
 
 /// A container's log file is rotated at this size.
 pub const LOG_BYTES_MAX: u64 = 10 << 20;
@@ -62,6 +62,12 @@ pub enum Error {
     /// Users of its own, on the host's network.
     #[error("hostUsers: false needs a network of the Pod's own; leave out hostNetwork: true")]
     HostUsers,
+    /// Something that kubelet too would reject.
+    #[error(transparent)]
+    Rejected(#[from] admission::Rejection),
+    /// Something that this node does not do.
+    #[error(transparent)]
+    Unsupported(#[from] admission::Unsupported),
     /// Nothing to run.
     #[error("no command specified: neither the container nor image {0} has one")]
     NoCommand(String),
@@ -113,6 +119,8 @@ pub fn of(input: &Input<'_>) -> Result<Spec, Error> {
     let Input { pod, container, image, .. } = input;
     let empty = PodSpec::default();
     let spec = pod.spec.as_ref().unwrap_or(&empty);
+    admission::admit(pod)?;
+    admission::supported(spec, container)?;
     let users = match (spec.host_users, input.sandbox.first_id) {
         (Some(false), Some(first)) => Users::Own { first },
         (Some(false), None) => return Err(Error::HostUsers),
@@ -171,6 +179,7 @@ pub fn of(input: &Input<'_>) -> Result<Spec, Error> {
         },
         oom_score_adj: Some(limits::oom_score_adj(pod, container, input.memory_bytes)),
         rlimits: Vec::new(),
+        sysctls: admission::sysctls(spec),
         annotations: annotations(pod, spec, container, input.attempt, image)?,
         id,
     })

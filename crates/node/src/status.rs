@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::{Container as Spec, Pod, PodSpec};
 use serde_json::{Map, Value, json};
 
 use crate::limits;
-use crate::observed::{Clock, Container, Ended, Gate, Observed, State, Step};
+use crate::observed::{Clock, Container, Ended, Evicted, Gate, Observed, State, Step};
 use crate::plan::{containers, initialized, is_sidecar, policy};
 
 pub use contract::name::{LISTENING_ANNOTATION, LISTENING_CONDITION as LISTENING};
@@ -339,6 +339,16 @@ fn conditions(pod: &Pod, spec: &PodSpec, observed: &Observed, phase: &str) -> (V
         pod.status.iter().flat_map(|s| s.conditions.iter().flatten()).any(|c| c.type_ == "PodScheduled");
     if !scheduled {
         list.push(Condition { kind: "PodScheduled", status: true, reason: None, message: None });
+    }
+    if let Some(terminal) = &observed.terminal
+        && terminal.evicted == Some(Evicted::Pressure)
+    {
+        list.push(Condition {
+            kind: "DisruptionTarget",
+            status: true,
+            reason: Some("TerminationByKubelet"),
+            message: terminal.message.clone(),
+        });
     }
     if spec.readiness_gates.iter().flatten().any(|gate| gate.condition_type == LISTENING) {
         list.push(listening(&observed.gate));

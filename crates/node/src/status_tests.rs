@@ -144,7 +144,8 @@ fn an_ended_pod_has_its_phase() {
     let mut observed = observed(clock);
     for (code, phase, reason) in [(0, "Succeeded", "PodCompleted"), (3, "Failed", "PodFailed")] {
         observed.containers.get_mut("c").unwrap().state = ended(code);
-        observed.terminal = Some(Terminal { succeeded: code == 0, reason: None, message: None });
+        observed.terminal =
+            Some(Terminal { succeeded: code == 0, reason: None, message: None, evicted: None });
         let status = of(&subject, &observed, "", clock);
         assert!(status.ended && !status.ready);
         assert_eq!(status.patch["status"]["phase"], phase);

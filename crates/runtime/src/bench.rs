@@ -62,6 +62,7 @@ pub fn spec(dir: &Path, id: &str, tree: &Path, args: &[&str]) -> Spec {
         log: Log { path: dir.join(format!("{id}.log")), max_bytes: 1 << 20, max_files: 2 },
         oom_score_adj: None,
         rlimits: Vec::new(),
+        sysctls: Default::default(),
         annotations: BTreeMap::new(),
     }
 }

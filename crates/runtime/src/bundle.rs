@@ -169,6 +169,9 @@ pub(crate) fn config(record: &Record, root: &Path, users: Option<&Joined>) -> Va
         // Ours already; libcontainer finds no hierarchy to put it in.
         "cgroupsPath": "/",
     });
+    if !spec.sysctls.is_empty() {
+        linux["sysctl"] = json!(spec.sysctls);
+    }
     if !spec.privileged {
         linux["maskedPaths"] = json!(MASKED);
         linux["readonlyPaths"] = json!(READ_ONLY);

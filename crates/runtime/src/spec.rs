@@ -39,6 +39,9 @@ pub struct Spec {
     pub oom_score_adj: Option<i32>,
     /// Best effort, as `oom_score_adj`.
     pub rlimits: Vec<Rlimit>,
+    /// Kernel parameters of the container's own namespaces, by name; whoever asks has checked that they are.
+    #[serde(default)]
+    pub sysctls: BTreeMap<String, String>,
     /// The owner's notes (Pod uid, container name, attempt), given back by reattach.
     pub annotations: BTreeMap<String, String>,
 }

@@ -9,6 +9,7 @@ use redb::{
     TableError,
 };
 
+use crate::reserve::Reserve;
 use crate::{Entry, Revision};
 
 const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
@@ -47,13 +48,31 @@ type Open = Box<dyn Fn() -> Result<Database, redb::Error> + Send>;
 
 pub(crate) struct Disk {
     open: Open,
+    reserve: Option<Reserve>,
     /// None after an I/O error, until it could be opened again.
     database: Option<Database>,
 }
 
 impl Disk {
-    pub(crate) fn file(path: PathBuf, cache_bytes: usize) -> Self {
-        Disk::new(Box::new(move || Ok(Builder::new().set_cache_size(cache_bytes).create(&path)?)))
+    pub(crate) fn file(path: PathBuf, cache_bytes: usize, reserve_bytes: u64) -> Self {
+        let reserve = Reserve::new(path.clone(), reserve_bytes);
+        let open = move || Ok(Builder::new().set_cache_size(cache_bytes).create(&path)?);
+        Disk { open: Box::new(open), reserve: Some(reserve), database: None }
+    }
+
+    /// Whether what can wait has to, for lack of space: asked before a write.
+    pub(crate) fn is_short(&mut self) -> bool {
+        let Some(reserve) = &mut self.reserve else { return false };
+        if reserve.is_short() {
+            reserve.keep();
+        }
+        reserve.is_short()
+    }
+
+    fn keep_reserve(&mut self) {
+        if let Some(reserve) = &mut self.reserve {
+            reserve.keep();
+        }
     }
 
     pub(crate) fn backend<B: StorageBackend>(
@@ -67,7 +86,7 @@ impl Disk {
     }
 
     fn new(open: Open) -> Self {
-        Disk { open, database: None }
+        Disk { open, reserve: None, database: None }
     }
 
     pub(crate) fn is_open(&self) -> bool {
@@ -95,6 +114,7 @@ impl Disk {
         }
         drop((table, transaction));
         self.database = Some(database);
+        self.keep_reserve();
         Ok((entries, revision))
     }
 
@@ -104,6 +124,7 @@ impl Disk {
         let database = (self.open)()?;
         let revision = meta(&database)?.map_or(Revision(0), |(_, revision)| revision);
         self.database = Some(database);
+        self.keep_reserve();
         Ok(revision)
     }
 
@@ -130,6 +151,7 @@ impl Disk {
             transaction.open_table(META)?.insert("revision", revision.0)?;
         }
         transaction.commit()?;
+        self.keep_reserve();
         Ok(())
     }
 }

@@ -12,6 +12,7 @@
 mod disk;
 mod key;
 mod owner;
+mod reserve;
 mod ring;
 pub mod watch;
 pub mod write;
@@ -65,6 +66,9 @@ pub struct Options {
     pub queue: usize,
     /// Bytes of keys and values: what would lead beyond is refused. All of it is in memory.
     pub quota_bytes: u64,
+    /// Bytes of the disk that are set aside for the store's file, so that on a full disk objects can still be deleted
+    /// and their status told.
+    pub reserve_bytes: u64,
 }
 
 impl Default for Options {
@@ -75,6 +79,7 @@ impl Default for Options {
             ring_bytes: 4 << 20,
             queue: 256,
             quota_bytes: 1 << 30,
+            reserve_bytes: 8 << 20,
         }
     }
 }
@@ -183,7 +188,8 @@ impl Store {
         durable::create_dir_all(folder).map_err(folder_error)?;
         let path = folder.join(FILE);
         let fresh = !path.exists();
-        let store = Store::start(disk::Disk::file(path, options.cache_bytes), options)?;
+        let store =
+            Store::start(disk::Disk::file(path, options.cache_bytes, options.reserve_bytes), options)?;
         if fresh {
             // The file's name must last as its content does.
             durable::sync_dir(folder).map_err(folder_error)?;

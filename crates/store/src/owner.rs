@@ -9,6 +9,9 @@ use tracing::{error, warn};
 use crate::disk::{Change, Disk};
 use crate::{Entry, Event, Expect, Revision, Shared, Snapshot, write};
 
+/// By so much an object may grow on a full disk, if it does not pass the quota: the marks of a deletion, a status.
+const GROWTH_BYTES_MAX: usize = 4096;
+
 /// Writes, and bytes of them, that one commit may take: until it is done they are in memory more than once.
 const GROUP_MAX: usize = 128;
 const GROUP_BYTES_MAX: u64 = 4 << 20;
@@ -47,12 +50,14 @@ struct Group {
     bytes: u64,
     written: u64,
     quota: u64,
+    /// The disk is full: the reserve is for what passes the quota, for deletions, and for what hardly grows.
+    short: bool,
 }
 
 impl Group {
-    fn new(present: Snapshot, bytes: u64, quota: u64) -> Self {
+    fn new(present: Snapshot, bytes: u64, quota: u64, short: bool) -> Self {
         let (changes, events, replies) = Default::default();
-        Group { next: present, changes, events, replies, bytes, written: 0, quota }
+        Group { next: present, changes, events, replies, bytes, written: 0, quota, short }
     }
 
     fn is_full(&self) -> bool {
@@ -78,6 +83,10 @@ impl Group {
         };
         let revision = Revision(self.next.revision.0 + 1);
         let value: Arc<[u8]> = encode(revision).into();
+        let most = before.as_ref().map_or(0, |before| before.value.len() + GROWTH_BYTES_MAX);
+        if self.short && !beyond_quota && value.len() > most {
+            return answer(reply, Err(write::Error::short()));
+        }
         let old = before.as_ref().map_or(0, |before| size(&key, &before.value));
         let new = size(&key, &value);
         // What becomes smaller always passes.
@@ -132,7 +141,8 @@ impl Owner {
                 refuse(first, error);
                 continue;
             }
-            let mut group = Group::new(self.shared.snapshot(), self.bytes, self.quota_bytes);
+            let short = self.disk.is_short();
+            let mut group = Group::new(self.shared.snapshot(), self.bytes, self.quota_bytes, short);
             let mut close = None;
             let mut next = Some(first);
             while let Some(command) = next {

@@ -36,6 +36,11 @@ impl Error {
         Some(hint.into())
     }
 
+    /// The disk is full, and what is left is for deletions.
+    pub(crate) fn short() -> Self {
+        Error::from_disk(redb::Error::Io(std::io::ErrorKind::StorageFull.into()))
+    }
+
     pub(crate) fn from_disk(source: redb::Error) -> Self {
         let full = match &source {
             redb::Error::Io(error) => matches!(

@@ -166,7 +166,24 @@ async fn start(context: &Context) -> Result<ExitCode> {
     let facts = format!("daemon in {}", context.settings.state_dir.display());
     // Of two that start one at once, one waits for the other's.
     context.printer.step(if is_ours { "Started" } else { "Running" }, &facts, Some(started.elapsed()));
+    say_if_full(context);
     Ok(ExitCode::SUCCESS)
+}
+
+/// A daemon starts on a full disk too; what will not work there is said.
+fn say_if_full(context: &Context) {
+    let dir = &context.settings.state_dir;
+    // Nothing else depends on it.
+    let Ok(disk) = node::storage::pressure::Disk::look(dir) else { return };
+    if disk.is_short() {
+        context.printer.warning(format!(
+            "the disk of {} is nearly full: {} KiB of {} are available; programs can be deleted, what is new may be \
+             refused, and programs that hold much of it are evicted. Free space there",
+            dir.display(),
+            disk.available / 1024,
+            disk.total / 1024
+        ));
+    }
 }
 
 fn root(context: &Context, action: &str) -> Result<()> {

@@ -34,9 +34,15 @@ impl Collector {
     pub async fn run(self, state_dir: PathBuf) {
         let mut ticks = tokio::time::interval(LOOK);
         let mut last: Option<tokio::time::Instant> = None;
+        // Before the node evicts a Pod for the disk's sake, what nothing needs goes.
+        let mut pressure = self.node.disk_pressure();
         loop {
-            ticks.tick().await;
-            let pressed = used_percent(&state_dir).is_some_and(|used| used >= FULL_PERCENT);
+            tokio::select! {
+                _ = ticks.tick() => {}
+                Ok(()) = pressure.changed() => {}
+            }
+            let pressed = *pressure.borrow_and_update()
+                || used_percent(&state_dir).is_some_and(|used| used >= FULL_PERCENT);
             if !pressed && last.is_some_and(|last| last.elapsed() < EVERY) {
                 continue;
             }

@@ -247,6 +247,9 @@ fn is_proxy_of(line: &[u8], state_dir: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     fn lease(holder: Option<&Holder>) -> Lease {
         let mut lease = Lease::default();
@@ -289,6 +292,36 @@ mod tests {
         let mut other = lease(None);
         other.metadata.name = Some("haproxy".to_owned());
         assert_eq!(found(&other, dir), "foreign");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_deletion_that_failed_is_tried_again() {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&asked);
+        let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
+            assert_eq!(request.method(), http::Method::DELETE);
+            let nth = counted.fetch_add(1, Ordering::Relaxed);
+            async move {
+                let (code, body) = match nth {
+                    0..3 => {
+                        (507, json!({"kind": "Status", "status": "Failure", "code": 507, "message": "full"}))
+                    }
+                    _ => (200, json!({"kind": "Status", "status": "Success"})),
+                };
+                let body = kube::client::Body::from(body.to_string().into_bytes());
+                let answer = http::Response::builder().status(code).body(body).unwrap();
+                Ok::<_, std::convert::Infallible>(answer)
+            }
+        });
+        let client = Client::new(service, "default");
+        let leases = Leases {
+            api: Api::namespaced(client, drain::NAMESPACE),
+            state_dir: PathBuf::from("/nowhere/at/all"),
+        };
+        let (ended, _ended) = mpsc::channel(1);
+        let gone = Holder { boot_id: "before".to_owned(), ..Holder::this().unwrap() };
+        leases.follow(&lease(Some(&gone)), ended).await;
+        assert_eq!(asked.load(Ordering::Relaxed), 4);
     }
 
     #[tokio::test]

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs::OpenOptions;
+use std::io::Write as _;
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -308,7 +309,10 @@ fn note(state: &State, pid: u32) {
     if std::fs::read(&path).is_ok_and(|old| old == text.as_bytes()) {
         return;
     }
-    if let Err(error) = durable::write(&path, text.as_bytes()) {
+    // On a full disk the block that the old file has is the only one.
+    let written = durable::write(&path, text.as_bytes())
+        .or_else(|_| OpenOptions::new().write(true).open(&path)?.write_all(format!("{text}\n").as_bytes()));
+    if let Err(error) = written {
         tracing::warn!(%error, "note the proxy's process id");
     }
 }

@@ -20,6 +20,20 @@ pub const MANAGER: &str = "gantry-node";
 /// How long a container's start waits for the first list of Services.
 const SERVICES_WAIT: Duration = Duration::from_secs(5);
 
+/// How long an answer of the API may take.
+const ANSWER_LONGEST: Duration = Duration::from_secs(30);
+
+/// Gives a call its bound.
+async fn answered<T>(call: impl Future<Output = kube::Result<T>>) -> kube::Result<T> {
+    match tokio::time::timeout(ANSWER_LONGEST, call).await {
+        Ok(result) => result,
+        Err(_) => {
+            let said = format!("the API did not answer within {} s", ANSWER_LONGEST.as_secs());
+            Err(kube::Error::Service(std::io::Error::new(std::io::ErrorKind::TimedOut, said).into()))
+        }
+    }
+}
+
 /// Pods in the API.
 pub struct ApiPods(pub Client);
 
@@ -42,7 +56,9 @@ impl ports::Pods for ApiPods {
         let (api, name) = (self.api(pod), pod.name_any());
         Box::pin(async move {
             let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
-            let written = api.patch_status(&name, &params, &Patch::Strategic(&patch)).await.map_err(error)?;
+            let status = Patch::Strategic(&patch);
+            let patch_status = api.patch_status(&name, &params, &status);
+            let written = answered(patch_status).await.map_err(error)?;
             let Some(wanted) = patch["metadata"]["annotations"].as_object() else { return Ok(written) };
             let has = |(key, value): (&String, &Value)| {
                 written.annotations().get(key).map(String::as_str) == value.as_str()
@@ -52,7 +68,7 @@ impl ports::Pods for ApiPods {
             }
             // A server whose status subresource leaves annotations alone.
             let patch = json!({"metadata": {"uid": written.metadata.uid, "annotations": wanted}});
-            api.patch(&name, &params, &Patch::Merge(&patch)).await.map_err(error)
+            answered(api.patch(&name, &params, &Patch::Merge(&patch))).await.map_err(error)
         })
     }
 
@@ -62,7 +78,7 @@ impl ports::Pods for ApiPods {
         Box::pin(async move {
             let preconditions = Preconditions { uid, resource_version: None };
             let params = DeleteParams::default().grace_period(0).preconditions(preconditions);
-            match api.delete(&name, &params).await {
+            match answered(api.delete(&name, &params)).await {
                 Ok(_) => Ok(()),
                 // Another Pod has the name by now.
                 Err(kube::Error::Api(status)) if status.code == 409 => Err(ApiError::Gone),
@@ -84,13 +100,13 @@ impl ports::Objects for ApiObjects {
     fn config_map(&self, namespace: &str, name: &str) -> BoxFuture<'_, Result<Option<ConfigMap>, Failure>> {
         let api = Api::namespaced(self.client.clone(), namespace);
         let name = name.to_owned();
-        Box::pin(async move { api.get_opt(&name).await.map_err(|error| Failure::of(&error)) })
+        Box::pin(async move { answered(api.get_opt(&name)).await.map_err(|error| Failure::of(&error)) })
     }
 
     fn secret(&self, namespace: &str, name: &str) -> BoxFuture<'_, Result<Option<Secret>, Failure>> {
         let api = Api::namespaced(self.client.clone(), namespace);
         let name = name.to_owned();
-        Box::pin(async move { api.get_opt(&name).await.map_err(|error| Failure::of(&error)) })
+        Box::pin(async move { answered(api.get_opt(&name)).await.map_err(|error| Failure::of(&error)) })
     }
 
     fn services(&self, namespace: &str) -> BoxFuture<'_, Vec<Service>> {
@@ -136,7 +152,7 @@ impl ports::Objects for ApiObjects {
         Box::pin(async move {
             let params = PostParams::default();
             let answer: Result<TokenRequest, _> =
-                api.create_subresource("token", &account, &params, &request).await;
+                answered(api.create_subresource("token", &account, &params, &request)).await;
             let answer = answer.map_err(|error| {
                 Failure(format!("get a token of service account {account}: {}", Failure::of(&error)))
             })?;

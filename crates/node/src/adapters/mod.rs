@@ -141,12 +141,16 @@ impl ports::Sandboxes for NetworkSandboxes {
         })
     }
 
-    fn dial(&self, _uid: &str, address: SocketAddr) -> BoxFuture<'_, io::Result<TcpStream>> {
+    fn dial(&self, from: ports::Side<'_>, address: SocketAddr) -> BoxFuture<'_, io::Result<TcpStream>> {
         let network = self.0.clone();
+        let place = match from {
+            ports::Side::Host => Place::Host,
+            ports::Side::Router => Place::Router,
+            ports::Side::Pod(uid) => Place::Pod(uid.to_owned()),
+        };
         Box::pin(async move {
-            let made = move || {
-                network.socket(&Place::Router, socket2::Domain::for_address(address), socket2::Type::STREAM)
-            };
+            let made =
+                move || network.socket(&place, socket2::Domain::for_address(address), socket2::Type::STREAM);
             let socket = blocking(made).await??;
             socket.set_nonblocking(true)?;
             TcpSocket::from_std_stream(socket.into()).connect(address).await

@@ -10,7 +10,11 @@ use k8s_openapi::api::core::v1::{Container, HTTPGetAction, Probe, TCPSocketActio
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::{Ask, grpc, http};
-use crate::ports::Sandboxes;
+use crate::ports::{Sandboxes, Side};
+use crate::text;
+
+/// What of a failure is shown.
+const SHOWN_CHARS_MAX: usize = 400;
 
 /// A question to a container.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -105,54 +109,59 @@ pub struct Network {
     pub uid: String,
     /// The Pod's address.
     pub ip: IpAddr,
+    /// Whether its network is the machine's own.
+    pub on_host: bool,
 }
 
 impl Ask for Network {
     fn ask<'a>(&'a self, action: &'a Action, timeout: Duration) -> BoxFuture<'a, Result<(), String>> {
         Box::pin(async move {
-            match action {
-                Action::Http { tls, host, port, path, headers } => {
-                    let authority = SocketAddr::new(self.address(host.as_deref())?, *port);
-                    let scheme = if *tls { "https" } else { "http" };
-                    let named = format!("Get \"{scheme}://{authority}{path}\"");
-                    let exchange = async {
-                        let stream =
-                            self.dial(authority).await.map_err(|error| format!("{named}: {error}"))?;
-                        http::get(stream, *tls, authority, path, headers)
-                            .await
-                            .map_err(|e| format!("{named}: {e}"))
-                    };
-                    let (status, body) = within(timeout, &named, exchange).await?;
-                    match (200..400).contains(&status) {
-                        true => Ok(()),
-                        false if body.is_empty() => {
-                            Err(format!("HTTP probe failed with statuscode: {status}"))
-                        }
-                        false => Err(format!("HTTP probe failed with statuscode: {status}: {body}")),
-                    }
-                }
-                Action::Tcp { host, port } => {
-                    let address = SocketAddr::new(self.address(host.as_deref())?, *port);
-                    let connect = async { self.dial(address).await.map(drop) };
-                    within(timeout, &format!("dial tcp {address}"), connect).await
-                }
-                Action::Grpc { port, service } => {
-                    let address = SocketAddr::new(self.ip, *port);
-                    let check = async {
-                        let stream = self.dial(address).await?;
-                        grpc::check(stream, address, service).await
-                    };
-                    within(timeout, &format!("grpc {address}"), check).await
-                }
-                Action::Exec(_) => {
-                    Err("exec probes are not supported; use httpGet, tcpSocket or grpc".to_owned())
-                }
-            }
+            let asked = self.exchange(action, timeout).await;
+            // A part of what is said here the program itself may have written.
+            asked.map_err(|error| text::shown(&error, SHOWN_CHARS_MAX))
         })
     }
 }
 
 impl Network {
+    async fn exchange(&self, action: &Action, timeout: Duration) -> Result<(), String> {
+        match action {
+            Action::Http { tls, host, port, path, headers } => {
+                let authority = SocketAddr::new(self.address(host.as_deref())?, *port);
+                let scheme = if *tls { "https" } else { "http" };
+                let named = format!("Get \"{scheme}://{authority}{path}\"");
+                let exchange = async {
+                    let stream = self.dial(authority).await.map_err(|error| format!("{named}: {error}"))?;
+                    http::get(stream, *tls, authority, path, headers)
+                        .await
+                        .map_err(|e| format!("{named}: {e}"))
+                };
+                let (status, body) = within(timeout, &named, exchange).await?;
+                match (200..400).contains(&status) {
+                    true => Ok(()),
+                    false if body.is_empty() => Err(format!("HTTP probe failed with statuscode: {status}")),
+                    false => Err(format!("HTTP probe failed with statuscode: {status}: {body}")),
+                }
+            }
+            Action::Tcp { host, port } => {
+                let address = SocketAddr::new(self.address(host.as_deref())?, *port);
+                let connect = async { self.dial(address).await.map(drop) };
+                within(timeout, &format!("dial tcp {address}"), connect).await
+            }
+            Action::Grpc { port, service } => {
+                let address = SocketAddr::new(self.ip, *port);
+                let check = async {
+                    let stream = self.dial(address).await?;
+                    grpc::check(stream, address, service).await
+                };
+                within(timeout, &format!("grpc {address}"), check).await
+            }
+            Action::Exec(_) => {
+                Err("exec probes are not supported; use httpGet, tcpSocket or grpc".to_owned())
+            }
+        }
+    }
+
     fn address(&self, host: Option<&str>) -> Result<IpAddr, String> {
         match host {
             None => Ok(self.ip),
@@ -162,11 +171,13 @@ impl Network {
     }
 
     async fn dial(&self, address: SocketAddr) -> Result<tokio::net::TcpStream, String> {
-        let dialled = if address.ip() == self.ip {
-            self.sandboxes.dial(&self.uid, address).await
-        } else {
-            tokio::net::TcpStream::connect(address).await
+        let from = match address.ip() == self.ip {
+            _ if self.on_host => Side::Host,
+            true => Side::Router,
+            // Whoever writes a Pod names the host: it is looked for from where the Pod itself could reach it.
+            false => Side::Pod(&self.uid),
         };
+        let dialled = self.sandboxes.dial(from, address).await;
         match dialled {
             Ok(stream) => Ok(stream),
             Err(error) => {
@@ -219,6 +230,75 @@ async fn within<T>(
 mod tests {
     use super::*;
     use serde_json::json;
+
+    /// Notes from where it was dialled, and lets nobody through.
+    #[derive(Default)]
+    struct Refusing(std::sync::Mutex<Vec<String>>);
+
+    impl Sandboxes for Refusing {
+        fn attach(
+            &self,
+            _: &str,
+            _: bool,
+        ) -> BoxFuture<'_, Result<crate::ports::Sandbox, crate::ports::Failure>> {
+            Box::pin(async { Err(crate::ports::Failure(String::new())) })
+        }
+        fn detach(&self, _: &str) -> BoxFuture<'_, Result<(), crate::ports::Failure>> {
+            Box::pin(async { Ok(()) })
+        }
+        fn dial(
+            &self,
+            from: Side<'_>,
+            at: SocketAddr,
+        ) -> BoxFuture<'_, std::io::Result<tokio::net::TcpStream>> {
+            self.0.lock().unwrap().push(format!("{from:?} {at}"));
+            Box::pin(async { Err(std::io::Error::other("no\x1b[31m\nway")) })
+        }
+        fn listening(&self, _: &str) -> BoxFuture<'_, std::io::Result<Vec<crate::ports::Listening>>> {
+            Box::pin(async { Ok(Vec::new()) })
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_pod_names_is_reached_from_its_own_network() {
+        let refusing = Arc::new(Refusing::default());
+        let second = Duration::from_secs(1);
+        for (host, on_host) in [(None, false), (Some("127.0.0.1"), false), (Some("169.254.169.254"), false)] {
+            let network = Network {
+                sandboxes: refusing.clone(),
+                uid: "u".to_owned(),
+                ip: [10, 0, 0, 2].into(),
+                on_host,
+            };
+            let host = host.map(str::to_owned);
+            let action = Action::Tcp { host: host.clone(), port: 1 };
+            let error = network.ask(&action, second).await.unwrap_err();
+            assert!(error.ends_with("no [31m way"), "{error:?}");
+            let (tls, path) = (false, "/".to_owned());
+            let get = Action::Http { tls, host, port: 2, path, headers: Vec::new() };
+            network.ask(&get, second).await.unwrap_err();
+        }
+        let own = Network {
+            sandboxes: refusing.clone(),
+            uid: "u".to_owned(),
+            ip: [10, 1, 1, 1].into(),
+            on_host: true,
+        };
+        own.ask(&Action::Tcp { host: Some("localhost".to_owned()), port: 3 }, second).await.unwrap_err();
+        own.ask(&Action::Grpc { port: 4, service: String::new() }, second).await.unwrap_err();
+        let dialled = refusing.0.lock().unwrap();
+        let expected = [
+            "Router 10.0.0.2:1",
+            "Router 10.0.0.2:2",
+            "Pod(\"u\") 127.0.0.1:1",
+            "Pod(\"u\") 127.0.0.1:2",
+            "Pod(\"u\") 169.254.169.254:1",
+            "Pod(\"u\") 169.254.169.254:2",
+            "Host 127.0.0.1:3",
+            "Host 10.1.1.1:4",
+        ];
+        assert_eq!(*dialled, expected);
+    }
 
     #[test]
     fn ports_are_found_by_name() {

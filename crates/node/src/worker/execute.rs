@@ -1,17 +1,22 @@
 //! Carrying out what was planned: each action notes that it is under way and starts a task.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use lifecycle::Scope;
 use tokio::time::Instant;
 
 use super::seed::{is_probed, lock};
+use super::tasks::bounded;
 use super::{Done, Worker, tasks};
 use crate::observed::{Run, State, Step, Stop};
 use crate::plan::Action;
 use crate::ports::{Event, Failure, Request, Sandbox};
 use crate::probe::{self, Ask, action};
 use crate::status::LISTENING;
+
+/// From one SIGKILL to the next.
+const KILL_AGAIN: Duration = Duration::from_secs(10);
 
 impl Worker {
     pub(super) fn execute(&mut self, action: Action) {
@@ -20,7 +25,9 @@ impl Worker {
             Action::Mount => {
                 self.observed.volumes = Step::Busy;
                 let (deps, pod) = (Arc::clone(&self.deps), Arc::clone(&self.pod));
-                self.tasks.spawn(async move { Done::Mounted(tasks::mount(&deps, &pod).await) });
+                self.tasks.spawn(async move {
+                    Done::Mounted(bounded("make the volumes", tasks::mount(&deps, &pod)).await)
+                });
             }
             Action::Pull(container) => self.pull(container),
             Action::Start { container, attempt } => self.start(container, attempt),
@@ -29,7 +36,7 @@ impl Worker {
                 let signal = self.signals.get(&container).copied().unwrap_or(15);
                 self.stop(&container, Stop::Signalled { kill_at }, signal);
             }
-            Action::Kill(container) => self.stop(&container, Stop::Killed, 9),
+            Action::Kill(container) => self.kill(&container),
             Action::TearDown => self.tear_down(),
             Action::Delete => {
                 self.observed.deletion = Step::Busy;
@@ -49,7 +56,10 @@ impl Worker {
         }
         self.observed.sandbox = Step::Busy;
         let (deps, uid, own_users) = (Arc::clone(&self.deps), self.uid.clone(), self.own_users());
-        self.tasks.spawn(async move { Done::Attached(deps.sandboxes.attach(&uid, own_users).await) });
+        self.tasks.spawn(async move {
+            let attach = deps.sandboxes.attach(&uid, own_users);
+            Done::Attached(bounded("attach to the network", attach).await)
+        });
     }
 
     fn pull(&mut self, container: String) {
@@ -106,6 +116,20 @@ impl Worker {
         });
     }
 
+    /// SIGKILL, and again while the container has not ended: what ends late is said.
+    fn kill(&mut self, container: &str) {
+        let state = self.observed.containers.get(container).map(|container| &container.state);
+        if matches!(state, Some(State::Stopping { stop: Stop::Killed { .. }, .. })) {
+            let message = format!(
+                "container {container} has not ended {} s after SIGKILL; it is killed again",
+                KILL_AGAIN.as_secs()
+            );
+            self.say(Some(container), Event::warning("FailedKillPod", message));
+        }
+        let again_at = self.clock().now + KILL_AGAIN;
+        self.stop(container, Stop::Killed { again_at }, 9);
+    }
+
     /// Moves a container one step towards its end and sends it a signal.
     fn stop(&mut self, container: &str, stop: Stop, signal: i32) {
         if matches!(self.observed.containers.get(container).map(|c| &c.state), Some(State::Running(_))) {
@@ -117,7 +141,10 @@ impl Worker {
         self.probes.remove(container);
         let Some(handle) = lock(&self.handles).get(container).cloned() else { return };
         let container = container.to_owned();
-        self.tasks.spawn(async move { Done::Signalled { container, result: handle.signal(signal).await } });
+        self.tasks.spawn(async move {
+            let result = bounded("signal the container", handle.signal(signal)).await;
+            Done::Signalled { container, result }
+        });
     }
 
     fn say_killing(&self, container: &str) {
@@ -137,9 +164,9 @@ impl Worker {
         let (deps, uid) = (Arc::clone(&self.deps), self.uid.clone());
         let on_host = self.pod.spec.as_ref().is_some_and(|spec| spec.host_network == Some(true));
         self.tasks.spawn(async move {
-            let mut result = tasks::clear(&deps, &uid, containers).await;
+            let mut result = bounded("clean up", tasks::clear(&deps, &uid, containers)).await;
             if result.is_ok() && !on_host {
-                result = deps.sandboxes.detach(&uid).await;
+                result = bounded("detach from the network", deps.sandboxes.detach(&uid)).await;
             }
             Done::TornDown(result)
         });
@@ -151,7 +178,9 @@ impl Worker {
             return;
         }
         let (deps, pod) = (Arc::clone(&self.deps), Arc::clone(&self.pod));
-        self.tasks.spawn(async move { Done::Refreshed(tasks::mount(&deps, &pod).await) });
+        self.tasks.spawn(async move {
+            Done::Refreshed(bounded("refresh the volumes", tasks::mount(&deps, &pod)).await)
+        });
     }
 
     /// Asks the Pod's containers over the network.
@@ -161,6 +190,7 @@ impl Worker {
             sandboxes: Arc::clone(&self.deps.sandboxes),
             uid: self.uid.clone(),
             ip: sandbox.ip,
+            on_host: sandbox.netns.is_none(),
         }))
     }
 

@@ -24,14 +24,15 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::fields;
-use crate::observed::{Clock, Gate, Observed, Step};
+use crate::observed::{Clock, Evicted, Gate, Observed, Step, Terminal};
 use crate::plan::{Action, plan};
 use crate::ports::{
-    ApiError, Container, Containers, Events, Failure, Image, Images, Objects, Pods, PullError, Sandbox,
-    Sandboxes,
+    ApiError, Container, Containers, Event, Events, Failure, Image, Images, Objects, Pods, PullError,
+    Sandbox, Sandboxes,
 };
 use crate::probe::Report;
 use crate::status;
+use crate::storage::Eviction;
 
 pub use seed::{Found, Phase};
 
@@ -107,6 +108,8 @@ pub struct Start {
     pub deps: Arc<Deps>,
     /// The object.
     pub updates: watch::Receiver<Update>,
+    /// Why the node ends it, once it has to.
+    pub evictions: watch::Receiver<Option<Eviction>>,
     /// The proxies that take part in draining, once known.
     pub proxies: watch::Receiver<Option<Arc<BTreeSet<String>>>>,
     /// What was found of it after a restart.
@@ -160,6 +163,7 @@ struct Worker {
 pub async fn run(start: Start, scope: Scope) {
     let mut updates = start.updates.clone();
     let mut proxies = start.proxies.clone();
+    let mut evictions = start.evictions.clone();
     let Some(mut worker) = Worker::new(start, scope.clone()).await else { return };
     worker.watch_sources();
     loop {
@@ -181,6 +185,13 @@ pub async fn run(start: Start, scope: Scope) {
             Some(()) = worker.changed.1.recv() => worker.refresh(),
             changed = updates.changed() => if changed.is_err() { return },
             changed = proxies.changed() => if changed.is_err() { return },
+            changed = evictions.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                let eviction = evictions.borrow_and_update().clone();
+                eviction.into_iter().for_each(|eviction| worker.evict(eviction));
+            }
             () = sleep => {}
         }
         // Whatever else is there already is taken along, so that one status tells all of it.
@@ -261,6 +272,23 @@ impl Worker {
                 self.refresh();
             }
         }
+    }
+
+    /// The Pod is over, whatever its restart policy says; what it holds on disk goes with it.
+    fn evict(&mut self, eviction: Eviction) {
+        if self.observed.terminal.is_some()
+            || self.observed.gone
+            || self.pod.metadata.deletion_timestamp.is_some()
+        {
+            return;
+        }
+        self.say(None, Event::warning("Evicted", eviction.message.clone()));
+        self.observed.terminal = Some(Terminal {
+            succeeded: false,
+            reason: Some("Evicted".to_owned()),
+            message: Some(eviction.message),
+            evicted: Some(if eviction.pressure { Evicted::Pressure } else { Evicted::Limit }),
+        });
     }
 
     fn spec_of(&self, name: &str) -> Option<&Spec> {

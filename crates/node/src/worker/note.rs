@@ -11,7 +11,7 @@ use crate::backoff::Backoff;
 use crate::observed::{Ended, Gate, Run, State, Step, Stop, Trouble, Unhealthy};
 use crate::ports::{ApiError, Event, Failure, Image, PullError};
 use crate::probe::{self, Purpose, Report};
-use crate::{plan, status};
+use crate::{drain, plan, status};
 
 /// Between two tries at a network, volumes, an object that is missing, or a clean-up.
 const RETRY: Duration = Duration::from_secs(2);
@@ -250,7 +250,7 @@ impl Worker {
         let now = self.clock().now;
         let Some(container) = self.observed.containers.get_mut(name) else { return };
         if let State::Stopping { stop, .. } = &mut container.state
-            && *stop == Stop::Killed
+            && matches!(stop, Stop::Killed { .. })
         {
             *stop = Stop::Signalled { kill_at: now + RETRY };
         }
@@ -311,7 +311,7 @@ impl Worker {
             self.say(Some(&report.container), Event::warning("Unhealthy", message));
         }
         let grace = self.spec_of(&report.container).and_then(probe::grace_s);
-        let grace = grace.and_then(|grace| u64::try_from(grace).ok()).map(Duration::from_secs);
+        let grace = grace.map(drain::seconds_of);
         let Some(run) = self.run_mut(&report.container, report.attempt) else { return };
         match (report.purpose, report.result) {
             (Purpose::Startup, Some(true)) => run.started = true,

@@ -14,11 +14,11 @@ use tokio::time::Instant;
 use super::{REPORTS_MAX, Start, Worker, timestamp};
 use crate::backoff::Backoff;
 use crate::observed::{Clock, Container, Ended, Gate, Observed, Published, Run, State, Step, Terminal};
-use crate::plan;
-use crate::ports::{self, Sandbox};
+use crate::ports::{self, Event, Sandbox};
 use crate::probe::{self, Purpose};
 use crate::spec::annotation;
 use crate::status;
+use crate::{admission, plan};
 
 /// A container of the Pod that the runtime still knows.
 pub struct Found {
@@ -91,7 +91,25 @@ impl Worker {
             pod,
         };
         worker.seed(start.found).await;
+        worker.admit();
         Some(worker)
+    }
+
+    /// A Pod that kubelet would reject is over before anything is done for it. One that runs already goes on.
+    fn admit(&mut self) {
+        let begun = self.observed.containers.values().any(|container| container.state != State::Waiting);
+        if begun || self.observed.terminal.is_some() || self.observed.gone || !admission::fails(&self.pod) {
+            return;
+        }
+        if let Err(rejection) = admission::admit(&self.pod) {
+            self.say(None, Event::warning(rejection.reason, rejection.message.clone()));
+            self.observed.terminal = Some(Terminal {
+                succeeded: false,
+                reason: Some(rejection.reason.to_owned()),
+                message: Some(format!("Pod was rejected: {}", rejection.message)),
+                evicted: None,
+            });
+        }
     }
 
     async fn seed(&mut self, mut found: Vec<Found>) {
@@ -239,7 +257,12 @@ fn terminal(pod: &Pod, phase: Option<&str>) -> Option<Terminal> {
         _ => return None,
     };
     let status = pod.status.as_ref()?;
-    Some(Terminal { succeeded, reason: status.reason.clone(), message: status.message.clone() })
+    Some(Terminal {
+        succeeded,
+        reason: status.reason.clone(),
+        message: status.message.clone(),
+        evicted: None,
+    })
 }
 
 /// What the API was told of a container is believed, as far as the runtime knows nothing better.

@@ -13,7 +13,7 @@ use crate::ports::{Container, Failure, Image, Sandbox};
 use crate::probe::Ask;
 use crate::probe::action::Action;
 use crate::spec::{self, annotation};
-use crate::{etc, logs, volumes};
+use crate::{drain, etc, logs, volumes};
 
 /// What a termination message may be long, as kubelet has it.
 const TERMINATION_BYTES_MAX: u64 = 4096;
@@ -40,6 +40,20 @@ pub(super) enum StartError {
     Config { reason: &'static str, failure: Failure },
     /// It could not be made, or its program could not be executed.
     Run { failure: Failure, handle: Option<Arc<dyn Container>> },
+}
+
+/// A step on this machine that takes longer counts as failed, and is tried again: a Pod never waits for what may not come.
+const STEP_LONGEST: Duration = Duration::from_secs(120);
+
+/// Gives a step its bound.
+pub(super) async fn bounded<T>(
+    what: &str,
+    step: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    match tokio::time::timeout(STEP_LONGEST, step).await {
+        Ok(result) => result,
+        Err(_) => Err(Failure(format!("{what}: no end within {} s", STEP_LONGEST.as_secs()))),
+    }
 }
 
 /// Runs work that blocks on files.
@@ -201,7 +215,7 @@ fn remove(path: &Path) -> std::io::Result<()> {
 /// Runs a `postStart` or `preStop` hook.
 pub(super) async fn hook(hook: &LifecycleHandler, container: &Spec, ask: &dyn Ask) -> Result<(), String> {
     if let Some(sleep) = &hook.sleep {
-        tokio::time::sleep(Duration::from_secs(u64::try_from(sleep.seconds).unwrap_or(0))).await;
+        tokio::time::sleep(drain::seconds_of(sleep.seconds)).await;
         return Ok(());
     }
     if let Some(get) = &hook.http_get {

@@ -199,7 +199,7 @@ impl Sandboxes for World {
         Box::pin(async { Ok(()) })
     }
 
-    fn dial(&self, _: &str, _: SocketAddr) -> BoxFuture<'_, std::io::Result<TcpStream>> {
+    fn dial(&self, _: crate::ports::Side<'_>, _: SocketAddr) -> BoxFuture<'_, std::io::Result<TcpStream>> {
         Box::pin(async { Err(std::io::ErrorKind::ConnectionRefused.into()) })
     }
 
@@ -288,6 +288,7 @@ impl Events for World {
 struct Running {
     world: Arc<World>,
     proxies: watch::Sender<Option<Arc<BTreeSet<String>>>>,
+    evictions: watch::Sender<Option<Eviction>>,
     done: tokio::task::JoinHandle<()>,
     _scope: Scope,
     _dir: tempfile::TempDir,
@@ -297,16 +298,18 @@ impl Running {
     fn start(world: &Arc<World>, found: Vec<Found>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (proxies, receiver) = watch::channel(Some(Arc::default()));
+        let evictions = watch::Sender::new(None);
         let scope = Scope::new("test");
         let start = Start {
             deps: world.deps(dir.path().to_owned()),
             updates: world.updates.subscribe(),
             proxies: receiver,
+            evictions: evictions.subscribe(),
             found,
             handles: Handles::default(),
         };
         let done = tokio::spawn(run(start, scope.child("pod")));
-        Self { world: Arc::clone(world), proxies, done, _scope: scope, _dir: dir }
+        Self { world: Arc::clone(world), proxies, evictions, done, _scope: scope, _dir: dir }
     }
 
     fn proxy(&self, name: &str) {
@@ -531,4 +534,47 @@ async fn a_job_that_ended_is_cleared_away_and_its_object_stays() {
     assert!(journal.contains(&"remove c".to_owned()));
     running.until("status Succeeded ready=false terminated:Completed").await;
     assert!(!world.journal.lock().unwrap().contains(&"delete".to_owned()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_evicted_pod_ends_within_a_second_and_fails_with_the_reason() {
+    let world = World::new(one(), true);
+    let running = Running::start(&world, Vec::new());
+    running.until(READY).await;
+    let message = "Usage of EmptyDir volume \"v\" exceeds the limit \"1Mi\". ".to_owned();
+    let begun = Instant::now();
+    running.evictions.send_replace(Some(Eviction { message, pressure: false }));
+    let lines = running.until("status Failed ready=false terminated:Completed").await;
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+    assert!(
+        lines.iter().any(|line| line.starts_with("event Evicted: Usage of EmptyDir volume")),
+        "{lines:#?}"
+    );
+    let pod = world.updates.borrow().pod.clone();
+    let status = pod.status.as_ref().unwrap();
+    assert_eq!(status.reason.as_deref(), Some("Evicted"));
+    assert_eq!(lines.iter().filter(|line| line.starts_with("create")).count(), 1, "it is not started again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_kubelet_would_reject_fails_before_anything_is_made() {
+    let mut spec = one();
+    spec["securityContext"] = json!({"sysctls": [{"name": "kernel.core_pattern", "value": "|/x"}]});
+    let world = World::new(spec, true);
+    let running = Running::start(&world, Vec::new());
+    let rejected = "event SysctlForbidden: forbidden sysctl: \"kernel.core_pattern\" not allowlisted";
+    running.until(rejected).await;
+    let lines = running.until("status Failed ready=false waiting:ContainerCreating").await;
+    assert!(!lines.iter().any(|line| line.starts_with("create") || line.starts_with("start")), "{lines:#?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_grace_period_is_too_long_for_the_clock() {
+    let mut spec = one();
+    spec["terminationGracePeriodSeconds"] = json!(i64::MAX);
+    let world = World::new(spec, true);
+    let running = Running::start(&world, Vec::new());
+    running.until(READY).await;
+    running.evictions.send_replace(Some(Eviction { message: "m".to_owned(), pressure: true }));
+    running.until("status Failed ready=false terminated:Completed").await;
 }

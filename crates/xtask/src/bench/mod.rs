@@ -7,6 +7,7 @@ pub(crate) mod api;
 mod apply;
 mod bounds;
 mod cycle;
+mod deletion;
 mod edit;
 mod go;
 mod keeper;
@@ -79,6 +80,7 @@ pub(crate) const FIGURES: &[Figure] = &[
     memory::FIGURE,
     keeper::FIGURE,
     pod::FIGURE,
+    deletion::FIGURE,
     cycle::FIGURE,
     apply::FIGURE,
     proxying::FIGURE,

@@ -8,6 +8,7 @@ mod certs;
 mod commands;
 mod containers;
 mod modes;
+mod pods;
 mod proxy;
 mod stage;
 
@@ -30,7 +31,7 @@ pub(super) struct Door {
 
 /// Every family.
 const FAMILIES: &[&[Door]] =
-    &[api::DOORS, certs::DOORS, commands::DOORS, containers::DOORS, modes::DOORS, proxy::DOORS];
+    &[api::DOORS, certs::DOORS, commands::DOORS, containers::DOORS, modes::DOORS, pods::DOORS, proxy::DOORS];
 
 pub(crate) fn run(setting: &Setting) -> Result<Seen> {
     let mut open = Vec::new();
