@@ -197,8 +197,7 @@ impl Worker {
                 let spec =
                     pod.spec.iter().flat_map(|s| s.init_containers.iter().flatten().chain(&s.containers));
                 let spec = spec.into_iter().find(|spec| spec.name == found.container);
-                let told = status_of(pod, &found.container)
-                    .filter(|s| i64::from(s.restart_count) == i64::from(found.attempt));
+                let told = status_of(pod, &found.container).filter(|told| is_of_run(told, found.attempt));
                 let has = |purpose| spec.is_some_and(|spec| probe::has(spec, purpose));
                 let started_at = timestamp(since);
                 let ran = Duration::try_from(clock.wall.duration_since(started_at)).unwrap_or_default();
@@ -368,4 +367,35 @@ pub(super) fn is_probed(pod: &Pod, name: &str) -> bool {
 /// How long ago `since` was.
 pub(super) fn since(since: Instant, now: Instant) -> Duration {
     now.saturating_duration_since(since)
+}
+
+/// Whether a status tells of this run while it ran. One from before its start says `started: false`, which without a
+/// startup probe nobody would ever correct.
+fn is_of_run(told: &ContainerStatus, attempt: u32) -> bool {
+    let runs = told.state.as_ref().is_some_and(|state| state.running.is_some());
+    runs && i64::from(told.restart_count) == i64::from(attempt)
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::{ContainerStateRunning, ContainerStateWaiting};
+
+    use super::*;
+
+    #[test]
+    fn a_status_from_before_the_start_says_nothing_of_the_run() {
+        let status = |state, restart_count| ContainerStatus {
+            state: Some(state),
+            restart_count,
+            started: Some(false),
+            ..ContainerStatus::default()
+        };
+        let waiting =
+            ContainerState { waiting: Some(ContainerStateWaiting::default()), ..ContainerState::default() };
+        let running =
+            ContainerState { running: Some(ContainerStateRunning::default()), ..ContainerState::default() };
+        assert!(!is_of_run(&status(waiting, 0), 0), "the daemon died between start and status");
+        assert!(is_of_run(&status(running.clone(), 1), 1));
+        assert!(!is_of_run(&status(running, 0), 1), "of an earlier run");
+    }
 }
