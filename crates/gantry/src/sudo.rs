@@ -16,7 +16,11 @@ pub struct Caller {
 impl Caller {
     /// The user behind this process, if it was started through sudo by another than root.
     pub fn find() -> Option<Self> {
-        let uid = std::env::var("SUDO_UID").ok()?.parse::<u32>().ok().filter(|uid| *uid != 0)?;
+        Self::of(std::env::var("SUDO_UID").ok()?.parse::<u32>().ok().filter(|uid| *uid != 0)?)
+    }
+
+    /// The user of that number, if the system knows one.
+    pub fn of(uid: u32) -> Option<Self> {
         // The user data base needs NSS, which a static binary does not have: /etc/passwd is read instead.
         let text = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
         let found = Self::parse(&text, uid);

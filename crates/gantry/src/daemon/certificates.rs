@@ -25,8 +25,14 @@ pub struct Certificates {
 }
 
 impl Certificates {
+    /// What a start needs: kubeconfigs that are good, and one for the user behind sudo.
+    pub fn start(&self) -> Result<()> {
+        self.issue()?;
+        user::issue(&self.state, &self.server, &self.authority)
+    }
+
     /// Writes the kubeconfigs that are missing or run out: root's, the proxy's, and those of the users behind sudo.
-    pub fn issue(&self) -> Result<()> {
+    fn issue(&self) -> Result<()> {
         let kubeconfigs: [(&str, &str, PathBuf); 2] = [
             ("admin", "system:masters", self.state.dir.join("kubeconfig")),
             ("system:gantry:proxy", "system:gantry", self.state.run("proxy.kubeconfig")),
@@ -36,7 +42,7 @@ impl Certificates {
                 tracing::info!(user, path = %path.display(), "a client certificate was issued");
             }
         }
-        user::issue(&self.server, &self.authority, &self.state.registry_token()?)
+        user::renew(&self.state, &self.server, &self.authority)
     }
 
     fn renew(&self) -> Result<()> {

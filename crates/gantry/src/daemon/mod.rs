@@ -10,6 +10,7 @@ mod certificates;
 mod console;
 mod control;
 mod garbage;
+mod issued;
 mod kubeconfig;
 mod leases;
 mod listeners;
@@ -193,7 +194,7 @@ async fn start(
     let (server, certificates) =
         tokio::try_join!(server, certify(state, &authority, &network, endpoints.kubernetes.clone()))?;
     let certificates = beside(state, move |state| {
-        certificates.issue()?;
+        certificates.start()?;
         state::write_endpoints(&state.dir, &endpoints)?;
         Ok(certificates)
     })

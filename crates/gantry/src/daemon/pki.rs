@@ -28,7 +28,7 @@ use rustls::sign::CertifiedKey;
 use crate::access::{DAY_SECONDS, days_left};
 
 const CA_DAYS: i64 = 3650;
-const LEAF_DAYS: i64 = 365;
+pub const LEAF_DAYS: i64 = 365;
 /// A certificate that runs out sooner is replaced.
 pub const RENEW_DAYS: i64 = 60;
 /// Clocks of clients may be behind by this much.
@@ -97,6 +97,11 @@ impl Authority {
             && is(groups, group)
             && parsed.public_key().subject_public_key.data.as_ref() == key.public_key_raw()
             && days_left(&issued.certificate, (self.clock)()).is_some_and(|days| days >= RENEW_DAYS)
+    }
+
+    /// What time it is to this authority.
+    pub fn now(&self) -> Timestamp {
+        (self.clock)()
     }
 
     /// The authority's own certificate, in PEM.

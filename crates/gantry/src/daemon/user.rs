@@ -9,8 +9,10 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::Duration;
 
+use super::issued;
 use super::kubeconfig;
 use super::pki::Authority;
+use super::state::State;
 use crate::sudo::Caller;
 
 /// How long a home folder may take, which may be on a network or in a program of the user's. The daemon's start waits.
@@ -35,22 +37,39 @@ impl Error {
     }
 }
 
-/// Writes kubeconfig and registry token to the calling user's `~/.config/gantry`, mode 0600, theirs; nothing if the
-/// daemon was not started through sudo. A link in their place is an error; a home that cannot be written is only told in
-/// the log, as the daemon serves others too.
-pub fn issue(server: &str, authority: &Authority, token: &str) -> anyhow::Result<()> {
+/// Gives the calling user credentials, and remembers that; nothing if the daemon was not started through sudo.
+pub fn issue(state: &State, server: &str, authority: &Authority) -> anyhow::Result<()> {
     let Some(user) = Caller::find() else { return Ok(()) };
+    give(&user, state, server, authority)
+}
+
+/// Gives new credentials to every user whose own run out, whoever started this daemon.
+pub fn renew(state: &State, server: &str, authority: &Authority) -> anyhow::Result<()> {
+    for uid in issued::due(&issued::path(&state.dir), server, authority.now())? {
+        let Some(user) = Caller::of(uid) else { continue };
+        // One user's folder keeps nobody else waiting for theirs.
+        if let Err(error) = give(&user, state, server, authority) {
+            tracing::warn!(error = format!("{error:#}"), user = user.name, "renew the user's credentials");
+        }
+    }
+    Ok(())
+}
+
+/// Writes kubeconfig and registry token to the user's `~/.config/gantry`, mode 0600, theirs. A link in their place is an
+/// error; a home that cannot be written is only told in the log, as the daemon serves others too.
+fn give(user: &Caller, state: &State, server: &str, authority: &Authority) -> anyhow::Result<()> {
+    let token = state.registry_token()?;
     let issued = authority.client(&user.name, Some("system:masters"))?;
     let config = kubeconfig::text(server, authority, &user.name, &issued)?;
     let files = [("kubeconfig", config.into_bytes()), ("registry-token", token.as_bytes().to_vec())];
-    match write(&user, files.into()) {
+    match write(user, files.into()) {
         Err(error @ Error::NoFolder { .. }) => Err(error.into()),
         Err(error) => {
             let error = anyhow::Error::from(error);
             tracing::warn!(error = format!("{error:#}"), user = user.name, "give credentials to the user");
             Ok(())
         }
-        Ok(()) => Ok(()),
+        Ok(()) => issued::note(&issued::path(&state.dir), user.owner.uid, server, authority.now()),
     }
 }
 
