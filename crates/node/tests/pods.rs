@@ -459,7 +459,7 @@ async fn a_new_daemon_takes_over_what_runs() {
     world.create("later", server()).await;
     world.ready("later").await;
     let pod = world.pods().get("web").await.unwrap();
-    assert_eq!(condition(&pod, "Ready"), Some("True"));
+    assert_eq!(condition(&pod, "Ready"), Some("True"), "{:?} {:?}", pod.metadata.annotations, pod.status);
     let after = pod.status.unwrap().container_statuses.unwrap();
     assert_eq!((&after[0].container_id, after[0].restart_count), (&before[0].container_id, 0));
     for name in ["web", "later"] {
