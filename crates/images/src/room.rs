@@ -59,7 +59,10 @@ impl<F: Fn() -> io::Result<u64>> Grant<F> {
         if bytes > self.left {
             let room = (self.look)()?;
             if bytes > room {
-                return Err(io::Error::new(io::ErrorKind::StorageFull, "no space left but what is kept free"));
+                return Err(io::Error::new(
+                    io::ErrorKind::StorageFull,
+                    "no space left but what is kept free",
+                ));
             }
             self.left = room.min(LOOK_BYTES).max(bytes);
         }

@@ -148,7 +148,7 @@ async fn attached(
             return Ok(ended);
         }
         match trouble::of_pod(&pod) {
-            Some(trouble) if !trouble.passes => {
+            Some(trouble) if trouble.passes_within.is_none() => {
                 return Err(
                     Failure::new(format!("{name} was not started: {}", trouble.message)).hint(trouble.hint)
                 );

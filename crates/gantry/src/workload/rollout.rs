@@ -27,9 +27,6 @@ use crate::{
     follow,
 };
 
-/// How long something that is usually passing may last before it counts.
-const PASSING: Duration = Duration::from_secs(3);
-
 /// What the watches have told.
 #[derive(Debug, Default)]
 pub struct Observed {
@@ -40,7 +37,8 @@ pub struct Observed {
     /// Kinds whose first list is complete.
     complete: u8,
     /// Since when something stands that may pass by itself.
-    passing_since: Option<Instant>,
+    /// Since when something lasts that may pass, and for how long it may.
+    passing: Option<(Instant, Duration)>,
 }
 
 /// A change in one of the watched kinds.
@@ -181,10 +179,9 @@ impl Observed {
         let mut passing = None;
         if ready < wanted {
             for pod in &pods {
-                match trouble::of_pod(pod) {
-                    Some(found) if found.passes => passing = passing.or(Some(found)),
-                    Some(found) => return Verdict::Failed(found),
-                    None => {}
+                if let Some(found) = trouble::of_pod(pod) {
+                    let Some(within) = found.passes_within else { return Verdict::Failed(found) };
+                    passing = passing.or(Some((found, within)));
                 }
             }
             if let Some(found) = trouble::of_deployment(deployment) {
@@ -194,10 +191,11 @@ impl Observed {
         let doing = pods.iter().find(|pod| !trouble::is_ready(pod)).map(|pod| trouble::doing(pod));
         let old = self.old_ready();
         match passing {
-            None => self.passing_since = None,
-            Some(found) => {
-                let since = *self.passing_since.get_or_insert(now);
-                if now.duration_since(since) >= PASSING {
+            None => self.passing = None,
+            Some((found, within)) => {
+                let since = self.passing.map_or(now, |(since, _)| since);
+                self.passing = Some((since, within));
+                if now.duration_since(since) >= within {
                     return Verdict::Failed(found);
                 }
             }
@@ -212,7 +210,7 @@ impl Observed {
 
     /// When a state that may pass has lasted too long; the wait for changes ends then.
     pub fn deadline(&self) -> Option<Instant> {
-        self.passing_since.map(|since| since + PASSING)
+        self.passing.map(|(since, within)| since + within)
     }
 }
 
@@ -303,8 +301,8 @@ mod tests {
         let mut observed = observed(2, &[("a", "new", loopback)]);
         let start = Instant::now();
         assert!(matches!(observed.assess(2, start), Verdict::Waiting { .. }));
-        assert_eq!(observed.deadline(), Some(start + PASSING));
-        let Verdict::Failed(trouble) = observed.assess(2, start + PASSING) else { panic!() };
+        assert_eq!(observed.deadline(), Some(start + trouble::PASSING));
+        let Verdict::Failed(trouble) = observed.assess(2, start + trouble::PASSING) else { panic!() };
         assert!(trouble.message.contains("127.0.0.1:8080"), "{trouble:?}");
     }
 }

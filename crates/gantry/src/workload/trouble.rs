@@ -1,5 +1,7 @@
 //! Why a Pod does not get ready, in the words of its status; and what its log and events add.
 
+use std::time::Duration;
+
 use k8s_openapi::api::{
     apps::v1::Deployment,
     core::v1::{ContainerStatus, Event, Pod},
@@ -16,6 +18,13 @@ const LOG_LINES: i64 = 10;
 /// Starts of a program after which its ends are no accident.
 const RESTARTS_MAX: i32 = 2;
 
+/// How long something that is usually passing may last before it counts.
+pub(super) const PASSING: Duration = Duration::from_secs(3);
+/// The same for a node whose disk was nearly full: the taint outlives that by some ten seconds.
+const PASSING_DISK: Duration = Duration::from_secs(30);
+/// The taint of such a node.
+const DISK_PRESSURE: &str = "node.kubernetes.io/disk-pressure";
+
 /// A reason for which waiting is in vain.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Trouble {
@@ -23,8 +32,8 @@ pub struct Trouble {
     pub hint: Option<String>,
     /// The Pod whose log and events tell more.
     pub pod: Option<String>,
-    /// It may pass by itself and counts only after a while.
-    pub passes: bool,
+    /// It may pass by itself and counts only after this time.
+    pub passes_within: Option<Duration>,
     /// The container ran before, and that run's log counts.
     pub restarted: bool,
 }
@@ -75,9 +84,13 @@ fn container(pod: &Pod) -> Option<&ContainerStatus> {
 pub fn of_pod(pod: &Pod) -> Option<Trouble> {
     let named = |trouble: Trouble| Trouble { pod: Some(pod.name_any()), ..trouble };
     if let Some(("False", "Unschedulable", message)) = condition(pod, "PodScheduled") {
+        let (within, hint) = match message.contains(DISK_PRESSURE) {
+            true => (PASSING_DISK, "the node's disk is nearly full: free some of it, then run this again"),
+            false => (PASSING, "ask for less (--cpu, --memory), or make room: gantry ps, gantry down NAME"),
+        };
         let message = format!("no room for it: {message}");
-        let hint = "ask for less (--cpu, --memory), or make room: gantry ps, gantry down NAME".to_owned();
-        return Some(named(Trouble { message, hint: Some(hint), passes: true, ..Trouble::default() }));
+        let (hint, passes_within) = (Some(hint.to_owned()), Some(within));
+        return Some(named(Trouble { message, hint, passes_within, ..Trouble::default() }));
     }
     if let Some(trouble) = container(pod).and_then(of_container) {
         return Some(named(trouble));
@@ -94,7 +107,8 @@ pub fn of_pod(pod: &Pod) -> Option<Trouble> {
         } else {
             message.to_owned()
         };
-        return Some(named(Trouble { message, hint: Some(hint), passes: true, ..Trouble::default() }));
+        let (hint, passes_within) = (Some(hint), Some(PASSING));
+        return Some(named(Trouble { message, hint, passes_within, ..Trouble::default() }));
     }
     None
 }
@@ -265,10 +279,16 @@ mod tests {
         assert_eq!(doing(&waiting("ContainerCreating")), "starting");
         let killed = json!({ "terminated": { "exitCode": 137, "reason": "OOMKilled" } });
         assert!(of_pod(&with(killed, json!({}), 0)).unwrap().hint.unwrap().contains("--memory"));
-        let full = pod(
-            json!({ "conditions": [{ "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "cpu" }] }),
+        let full = |why: &str| {
+            let condition = json!({ "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": why });
+            of_pod(&pod(json!({ "conditions": [condition] }))).unwrap()
+        };
+        assert_eq!(full("cpu").passes_within, Some(PASSING));
+        let disk = full(
+            "0/1 nodes are available: 1 node(s) had untolerated taint {node.kubernetes.io/disk-pressure: }.",
         );
-        assert!(of_pod(&full).unwrap().passes);
+        assert_eq!(disk.passes_within, Some(PASSING_DISK));
+        assert!(disk.hint.unwrap().contains("disk"));
         let silent = of_silence(&with(json!({ "running": {} }), json!({}), 0), 60);
         assert_eq!(silent.message, "it listens on no port after 60 s");
     }

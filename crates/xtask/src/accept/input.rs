@@ -1,6 +1,7 @@
 //! Rung `bad-input`: bad input. Each case ends in one `error:`, a `hint:`, a non-zero exit code, and changes nothing. What it
 //! says stands in `tests/input/<case>.txt`.
 
+use std::io::Write as _;
 use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -170,6 +171,9 @@ pub(crate) fn run(setting: &Setting) -> Result<Seen> {
     Ok(Seen::new(findings.is_empty(), figure))
 }
 
+/// More objects of the manifest's size than the store can have set aside.
+const RESERVE_OBJECTS_MAX: usize = 64;
+
 /// The cases on a full disk; afterwards there is room again, and the service serves and can be replaced.
 fn full(setting: &Setting, findings: &mut Vec<String>) -> Result<()> {
     let sandbox = Sandbox::on_disk(&setting.gantry, DISK)?;
@@ -193,9 +197,10 @@ fn full(setting: &Setting, findings: &mut Vec<String>) -> Result<()> {
     let large = "x".repeat(256 << 10);
     let manifest =
         format!("apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: large\ndata:\n  a: {large}\n");
-    std::fs::write(folder.join("manifest.yaml"), manifest)?;
+    std::fs::write(folder.join("manifest.yaml"), &manifest)?;
     let address = sandbox.address("hello")?.to_string();
     disk.fill()?;
+    fill_reserve(&sandbox, &manifest)?;
     check(setting, &sandbox, FULL, |_| Ok(folder.clone()), findings)?;
     let answer = crate::demo::get(&address).context("the service, while the disk is full")?;
     ensure!(answer.contains("Hello, World!"), "while the disk was full the service answered {answer:?}");
@@ -204,6 +209,26 @@ fn full(setting: &Setting, findings: &mut Vec<String>) -> Result<()> {
     let answer = crate::demo::get(&address)?;
     ensure!(answer.contains("Hello, room!"), "after there was room again the service answered {answer:?}");
     sandbox.end()
+}
+
+/// Objects until one is refused: a store on a full disk lives on what it has set aside.
+fn fill_reserve(sandbox: &Sandbox, manifest: &str) -> Result<()> {
+    for number in 0..RESERVE_OBJECTS_MAX {
+        let manifest = manifest.replace("name: large", &format!("name: reserve-{number}"));
+        // From its input: there is no room for a file.
+        let mut create = Command::new(crate::tools::kubernetes("kubectl")?);
+        create.arg("--kubeconfig").arg(sandbox.state().join("kubeconfig")).args(["create", "-f", "-"]);
+        let (reader, mut writer) = std::io::pipe()?;
+        create.stdin(reader);
+        let feeding = std::thread::spawn(move || writer.write_all(manifest.as_bytes()));
+        let said = output(create)?;
+        // A client that was refused early reads no further.
+        let _ = feeding.join();
+        if !said.status.success() {
+            return Ok(());
+        }
+    }
+    bail!("{RESERVE_OBJECTS_MAX} objects were taken on a full disk")
 }
 
 /// Runs cases, each in the folder that `place` gives it, and compares what they say with their snapshots.
