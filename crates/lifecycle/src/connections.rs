@@ -8,7 +8,7 @@
 //! The table knows no sockets: who accepts asks it for a [`Slot`], says on that when the connection works and when it
 //! idles (one atomic store each), and closes the connection when [`Slot::displaced`] resolves.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fmt::Write as _;
 use std::hash::Hash;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -27,6 +27,8 @@ use crate::metrics::{Counter, EncodeLabelSet, EncodeLabelValue, Family, register
 const GRACE: Duration = Duration::from_secs(1);
 /// Connections that were told to close and have not: beyond so many, newcomers are refused instead.
 const CLOSING_MAX: usize = 128;
+/// How many of a peer's connections one look at all of them ranks.
+const RANKED_MAX: usize = 256;
 
 /// How many connections there may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,8 +143,23 @@ struct Held<G, P> {
 
 #[derive(Debug)]
 struct Group<P> {
-    peers: HashMap<P, HashMap<u64, Arc<State>>>,
+    peers: HashMap<P, Connections>,
     count: usize,
+}
+
+/// The connections of one peer in one group.
+#[derive(Debug, Default)]
+struct Connections {
+    connections: HashMap<u64, Arc<State>>,
+    /// Those that had idled longest at the last look at all, by their words then: a flood at its share asks thousands
+    /// of times a second, and each answer is not to cost a look at thousands of connections.
+    ranked: VecDeque<(u64, Arc<State>)>,
+    /// When that was.
+    ranked_at: u64,
+    /// Until then none but these will have idled for the time of grace.
+    none_until: u64,
+    #[cfg(test)]
+    looks: usize,
 }
 
 /// What a slot and the table share: the word is [`CLOSING`], or since when the connection idles in milliseconds of the
@@ -221,7 +238,7 @@ impl<G: Eq + Hash + Clone, P: Eq + Hash + Clone> Table<G, P> {
         let of_group =
             held.groups.entry(group.clone()).or_insert_with(|| Group { peers: HashMap::new(), count: 0 });
         of_group.count += 1;
-        of_group.peers.entry(peer.clone()).or_default().insert(id, Arc::clone(&state));
+        of_group.peers.entry(peer.clone()).or_default().connections.insert(id, Arc::clone(&state));
         self.shared.bound.set(held.count as u64);
         drop(held);
         Ok(Slot { table: self.clone(), group, peer, id, state })
@@ -253,8 +270,7 @@ impl<G: Eq + Hash, P: Eq + Hash> Held<G, P> {
         let (limits, busy_too) = (&shared.limits, shared.displaces_busy);
         let own_group = self.groups.get(group);
         let group_count = own_group.map_or(0, |group| group.count);
-        let own = own_group.and_then(|group| group.peers.get(peer));
-        let count = own.map_or(0, HashMap::len);
+        let count = own_group.and_then(|group| group.peers.get(peer)).map_or(0, Connections::count);
         let reason = if count >= limits.peer {
             Reason::PeerShare
         } else if group_count >= limits.group {
@@ -269,12 +285,15 @@ impl<G: Eq + Hash, P: Eq + Hash> Held<G, P> {
         if self.closing >= closing_max {
             return Err(reason);
         }
+        let own_group = self.groups.get_mut(group);
         let victim = match reason {
-            Reason::PeerShare => own.and_then(|own| idlest(own, Some(now), false)),
+            Reason::PeerShare => own_group
+                .and_then(|group| group.peers.get_mut(peer))
+                .and_then(|own| own.idlest(now, true, false)),
             Reason::GroupShare => own_group.and_then(|group| group.victim(Some(count), now, busy_too)),
             _ => {
-                let mut groups: Vec<&Group<P>> =
-                    self.groups.values().filter(|other| other.count >= group_count).collect();
+                let mut groups: Vec<&mut Group<P>> =
+                    self.groups.values_mut().filter(|other| other.count >= group_count).collect();
                 groups.sort_by_key(|group| std::cmp::Reverse(group.count));
                 groups.into_iter().find_map(|other| {
                     // A group that holds clearly more owes one, whoever in it holds how many.
@@ -294,33 +313,98 @@ impl<G: Eq + Hash, P: Eq + Hash> Held<G, P> {
 impl<P: Eq + Hash> Group<P> {
     /// The idlest connection of whoever holds most, marked as closing; with `count`, only of one who holds more than
     /// that, and clearly more if the connection is young.
-    fn victim(&self, count: Option<usize>, now: u64, busy_too: bool) -> Option<Arc<State>> {
-        let mut peers: Vec<&HashMap<u64, Arc<State>>> =
-            self.peers.values().filter(|peer| count.is_none_or(|count| peer.len() > count)).collect();
-        peers.sort_by_key(|peer| std::cmp::Reverse(peer.len()));
-        let spares = |peer: &HashMap<u64, _>| count.is_some_and(|count| peer.len() == count + 1);
-        peers.into_iter().find_map(|peer| idlest(peer, spares(peer).then_some(now), busy_too))
+    fn victim(&mut self, count: Option<usize>, now: u64, busy_too: bool) -> Option<Arc<State>> {
+        let more = |peer: &&mut Connections| count.is_none_or(|count| peer.count() > count);
+        let mut peers: Vec<&mut Connections> = self.peers.values_mut().filter(more).collect();
+        peers.sort_by_key(|peer| std::cmp::Reverse(peer.count()));
+        let spares = |peer: &Connections| count.is_some_and(|count| peer.count() == count + 1);
+        peers.into_iter().find_map(|peer| peer.idlest(now, spares(peer), busy_too))
     }
 }
 
-/// The idlest of these, marked as closing. With `now`, only one that has idled for the time of grace; without, one at
-/// work if need be and `busy_too`.
-fn idlest(connections: &HashMap<u64, Arc<State>>, now: Option<u64>, busy_too: bool) -> Option<Arc<State>> {
-    loop {
-        let word = |state: &Arc<State>| state.word.load(Ordering::Relaxed);
-        let found = connections.values().min_by_key(|state| word(state))?;
-        let seen = word(found);
-        if seen == CLOSING || (seen & BUSY != 0 && (now.is_some() || !busy_too)) {
-            return None;
+impl Connections {
+    fn count(&self) -> usize {
+        self.connections.len()
+    }
+
+    /// The idlest connection, marked as closing. With `spares`, only one that has idled for the time of grace; without,
+    /// any that idles, or one at work if need be and `busy_too`.
+    fn idlest(&mut self, now: u64, spares: bool, busy_too: bool) -> Option<Arc<State>> {
+        loop {
+            // What has done something since is not the idlest any more.
+            while self.ranked.pop_front_if(|(seen, state)| state.word() != *seen).is_some() {}
+            match self.ranked.front() {
+                // Below those with an answer there may be others by now; below these there are none.
+                Some((seen, _)) if *seen < SERVED || (spares && is_young(self.ranked_at, now)) => {
+                    let chosen = self.ranked.pop_front_if(|(seen, state)| state.close(*seen));
+                    if let Some((_, state)) = chosen {
+                        return Some(state);
+                    }
+                }
+                None if spares && now < self.none_until => return None,
+                _ if spares => self.rank(now),
+                _ => return self.least(busy_too),
+            }
         }
-        let age = now.map(|now| now.saturating_sub(seen & !SERVED));
-        if age.is_some_and(|age| u128::from(age) < GRACE.as_millis()) {
-            return None;
+    }
+
+    /// Looks at all for those that have idled for the time of grace.
+    fn rank(&mut self, now: u64) {
+        let grace = GRACE.as_millis() as u64;
+        let mut ranked = Vec::new();
+        self.none_until = now + grace;
+        for state in self.connections.values() {
+            let word = state.word();
+            let since = word & !SERVED;
+            if word & BUSY != 0 {
+                continue;
+            }
+            if is_young(since, now) {
+                self.none_until = self.none_until.min(since + grace);
+            } else {
+                ranked.push((word, state));
+            }
         }
-        // It may have begun to work meanwhile: then it stays.
-        if found.word.compare_exchange(seen, CLOSING, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
-            return Some(Arc::clone(found));
+        if ranked.len() > RANKED_MAX {
+            ranked.select_nth_unstable_by_key(RANKED_MAX, |(word, _)| *word);
+            ranked.truncate(RANKED_MAX);
+            self.none_until = now;
         }
+        ranked.sort_unstable_by_key(|(word, _)| *word);
+        self.ranked = ranked.into_iter().map(|(word, state)| (word, Arc::clone(state))).collect();
+        self.ranked_at = now;
+        #[cfg(test)]
+        {
+            self.looks += 1;
+        }
+    }
+
+    fn least(&self, busy_too: bool) -> Option<Arc<State>> {
+        loop {
+            let (seen, found) =
+                self.connections.values().map(|state| (state.word(), state)).min_by_key(|(word, _)| *word)?;
+            if seen == CLOSING || (seen & BUSY != 0 && !busy_too) {
+                return None;
+            }
+            if found.close(seen) {
+                return Some(Arc::clone(found));
+            }
+        }
+    }
+}
+
+fn is_young(since: u64, now: u64) -> bool {
+    u128::from(now.saturating_sub(since)) < GRACE.as_millis()
+}
+
+impl State {
+    fn word(&self) -> u64 {
+        self.word.load(Ordering::Relaxed)
+    }
+
+    /// Marks it as closing, unless it has begun to work meanwhile: then it stays.
+    fn close(&self, seen: u64) -> bool {
+        self.word.compare_exchange(seen, CLOSING, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 }
 
@@ -374,15 +458,15 @@ impl<G: Eq + Hash, P: Eq + Hash> Drop for Slot<G, P> {
     fn drop(&mut self) {
         let mut held = self.table.lock();
         held.count -= 1;
-        // The lock is held, so nobody chooses it between the look and the removal.
-        if self.state.word.load(Ordering::Acquire) == CLOSING {
+        // The lock is held, so nobody chooses it between the look and the removal, and nobody does afterwards.
+        if self.state.word.swap(CLOSING, Ordering::AcqRel) == CLOSING {
             held.closing = held.closing.saturating_sub(1);
         }
         if let Some(group) = held.groups.get_mut(&self.group) {
             group.count -= 1;
-            if let Some(connections) = group.peers.get_mut(&self.peer) {
-                connections.remove(&self.id);
-                if connections.is_empty() {
+            if let Some(of_peer) = group.peers.get_mut(&self.peer) {
+                of_peer.connections.remove(&self.id);
+                if of_peer.connections.is_empty() {
                     group.peers.remove(&self.peer);
                 }
             }
@@ -395,129 +479,4 @@ impl<G: Eq + Hash, P: Eq + Hash> Drop for Slot<G, P> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    type Routes = Table<&'static str, &'static str>;
-
-    fn table(name: &'static str, total: usize, group: usize, peer: usize) -> Routes {
-        Table::new(name, Limits { total, group, peer })
-    }
-
-    fn many(
-        table: &Routes,
-        group: &'static str,
-        peer: &'static str,
-        count: usize,
-    ) -> Vec<Slot<&'static str, &'static str>> {
-        (0..count).map(|_| table.admit(group, peer).unwrap()).collect()
-    }
-
-    fn displaced(slots: &[Slot<&'static str, &'static str>]) -> Vec<usize> {
-        let gone = |slot: &Slot<_, _>| slot.activity() == Activity::Displaced;
-        slots.iter().enumerate().filter(|(_, slot)| gone(slot)).map(|(index, _)| index).collect()
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_peer_who_holds_its_share_displaces_its_own_idlest_or_is_refused() {
-        let table = table("test_share", 100, 100, 3);
-        let mut slots = many(&table, "", "flood", 3);
-        assert_eq!(table.admit("", "flood").unwrap_err(), Reason::PeerShare, "all are young");
-        tokio::time::advance(GRACE).await;
-        slots[0].idle();
-        tokio::time::advance(GRACE).await;
-        assert!(slots[1].busy());
-        let _newcomer = table.admit("", "flood").unwrap();
-        assert_eq!(displaced(&slots), [2], "0 was served, 1 works");
-        slots[2].displaced().await;
-        assert!(!slots[2].busy(), "what was chosen begins nothing");
-        assert_eq!(table.count(), 4);
-        slots.remove(2);
-        assert!(slots[0].busy());
-        assert_eq!(table.admit("", "flood").unwrap_err(), Reason::PeerShare, "none is idle for long");
-        assert!(table.admit("", "other").is_ok());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_full_table_finds_room_for_a_newcomer_at_the_expense_of_whoever_holds_most() {
-        let table = table("test_full", 6, 100, 4);
-        let heavy = many(&table, "", "heavy", 4);
-        let light = many(&table, "", "light", 2);
-        let newcomer = table.admit("", "new").unwrap();
-        assert_eq!(displaced(&heavy).len(), 1, "at once, however young");
-        assert_eq!(displaced(&light).len(), 0);
-        heavy.iter().for_each(|slot| assert!(slot.busy() || slot.activity() == Activity::Displaced));
-        let second = table.admit("", "new").map(|_| ()).unwrap_err();
-        assert_eq!(second, Reason::Full, "light holds one more than new, but its are young; heavy works");
-        tokio::time::advance(GRACE).await;
-        assert!(table.admit("", "new").is_ok());
-        assert_eq!(displaced(&light).len(), 1);
-        drop(newcomer);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn work_that_never_ends_gives_way_where_a_table_says_so() {
-        for strict in [false, true] {
-            let limits = Limits { total: 4, group: 4, peer: 4 };
-            let table: Routes = match strict {
-                true => Table::displacing_busy("test_busy", limits),
-                false => Table::new("test_busy", limits),
-            };
-            let heavy = many(&table, "heavy", "x", 4);
-            for slot in [1, 0, 2, 3] {
-                assert!(heavy[slot].busy());
-                tokio::time::advance(GRACE).await;
-            }
-            assert!(heavy[1].busy(), "it is still at work");
-            assert_eq!(table.admit("light", "x").is_ok(), strict);
-            assert_eq!(displaced(&heavy), if strict { vec![0] } else { vec![] });
-            assert!(table.admit("heavy", "x").is_err(), "but not to its own");
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_route_at_its_share_closes_its_own_and_other_routes_do_not_notice() {
-        let table = table("test_group", 10, 4, 3);
-        let other = many(&table, "b", "x", 3);
-        let flood = many(&table, "a", "x", 3);
-        let _one = table.admit("a", "y").unwrap();
-        let _another = table.admit("a", "z").unwrap();
-        assert_eq!((displaced(&flood).len(), displaced(&other).len()), (1, 0));
-        flood.iter().for_each(|slot| assert!(slot.busy() || slot.activity() == Activity::Displaced));
-        assert_eq!(table.admit("a", "y").unwrap_err(), Reason::GroupShare);
-        assert!(table.admit("c", "x").is_ok());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_full_table_takes_from_the_largest_group() {
-        let table = table("test_groups", 6, 100, 6);
-        let large: Vec<_> =
-            ["a", "b", "c", "d"].iter().map(|peer| table.admit("large", peer).unwrap()).collect();
-        let small = many(&table, "small", "x", 2);
-        let _newcomer = table.admit("small", "x").unwrap();
-        assert_eq!((displaced(&large).len(), displaced(&small).len()), (1, 0));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn what_is_given_back_leaves_nothing() {
-        let table = table("test_given_back", 4, 4, 4);
-        let slots = many(&table, "", "x", 4);
-        let age = Duration::from_secs(7);
-        tokio::time::advance(age).await;
-        assert_eq!(slots[0].activity(), Activity::Idle { since: age, served: false });
-        slots[0].idle();
-        assert_eq!(slots[0].activity(), Activity::Idle { since: Duration::ZERO, served: true });
-        let newcomer = table.admit("", "x").unwrap();
-        drop((slots, newcomer));
-        let held = table.lock();
-        assert_eq!((held.count, held.closing, held.groups.len()), (0, 0, 0));
-    }
-
-    #[test]
-    fn what_was_closed_is_counted_by_reason() {
-        count_closed("test_counted", Reason::FirstByte);
-        let text = crate::metrics::encode();
-        let line = "gantry_connections_closed_total{listener=\"test_counted\",reason=\"first_byte\"} 1";
-        assert!(text.contains(line), "{text}");
-    }
-}
+mod tests;

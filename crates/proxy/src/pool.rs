@@ -99,6 +99,14 @@ impl Pool {
         self.lock().keep_if(|id, _| !backends.contains(id));
     }
 
+    /// Bytes that stand unread on idle connections, by the kernel's word.
+    #[cfg(test)]
+    pub(crate) fn unread(&self) -> u64 {
+        let state = self.lock();
+        let connections = state.by_backend.values().flatten();
+        connections.map(|(_, stream)| rustix::io::ioctl_fionread(stream).unwrap()).sum()
+    }
+
     /// Closes all.
     pub(crate) fn clear(&self) {
         self.lock().keep_if(|_, _| false);

@@ -490,24 +490,29 @@ async fn a_proxy_of_the_user_s_own_may_say_who_its_client_is() {
 #[tokio::test]
 async fn bytes_after_an_answer_reach_nobody() {
     let proxy = Proxy::start(AppProtocol::Http);
-    let server = Server::start(|mut stream| async move {
-        let mut number = 0;
-        loop {
-            let head = read_until_end(&mut stream, "\r\n\r\n").await;
-            let Some(head) = head else { return };
-            number += 1;
-            let path = head.split(' ').nth(1).unwrap_or_default().to_owned();
-            let stray =
-                if path == "/stray" { "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison" } else { "" };
-            let body = format!("{path} {number}");
-            let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len());
-            if stream.write_all(answer.as_bytes()).await.is_err() {
-                return;
-            }
-            // In a segment of its own: it may come when the connection is idle already.
-            tokio::time::sleep(Duration::from_millis(2)).await;
-            if stream.write_all(stray.as_bytes()).await.is_err() {
-                return;
+    let arrived = Arc::new(tokio::sync::Notify::new());
+    let answered = Arc::clone(&arrived);
+    let server = Server::start(move |mut stream| {
+        let answered = Arc::clone(&answered);
+        async move {
+            let mut number = 0;
+            loop {
+                let head = read_until_end(&mut stream, "\r\n\r\n").await;
+                let Some(head) = head else { return };
+                number += 1;
+                let path = head.split(' ').nth(1).unwrap_or_default().to_owned();
+                let stray =
+                    if path == "/stray" { "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison" } else { "" };
+                let body = format!("{path} {number}");
+                let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+                if stream.write_all(answer.as_bytes()).await.is_err() {
+                    return;
+                }
+                // The proxy has read the answer: this comes when the connection is idle already, or is about to be.
+                answered.notified().await;
+                if stream.write_all(stray.as_bytes()).await.is_err() {
+                    return;
+                }
             }
         }
     })
@@ -517,12 +522,19 @@ async fn bytes_after_an_answer_reach_nobody() {
     let mut ask = async |path: &str, end: &str| {
         let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
         stream.write_all(request.as_bytes()).await.unwrap();
-        read_until(&mut stream, end).await
+        let answer = read_until(&mut stream, end).await;
+        arrived.notify_one();
+        answer
     };
     assert!(ask("/one", "/one 1").await.contains("/one 1"));
     assert!(ask("/stray", "/stray 2").await.contains("/stray 2"), "a connection is used again");
-    // By now it stands there; no reactor of the proxy has to have seen it.
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    // It stands there; no reactor of the proxy has to have seen it.
+    let standing = async {
+        while proxy.workers.unread() == 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(WITHIN, standing).await.expect("the stray bytes arrive");
     for path in ["/after", "/again", "/later"] {
         let answer = ask(path, &format!("{path} 1")).await;
         assert!(!answer.contains("poison"), "{answer}");
@@ -547,9 +559,11 @@ async fn a_client_that_ends_its_direction_spoils_no_connection_for_the_next() {
     // Answers once more after the end of its input, as a server may that writes later.
     let server = Server::start(|mut stream| async move {
         let mut kept = Vec::new();
-        while read_until_end(&mut stream, "\r\n\r\n").await.is_some() {
-            // The client's end has passed through by now, or never will.
-            tokio::time::sleep(Duration::from_millis(50)).await;
+        while let Some(head) = read_until_end(&mut stream, "\r\n\r\n").await {
+            // The first client ends its direction, and that passes through before there is an answer.
+            if head.starts_with("GET ") {
+                assert_eq!(stream.peek(&mut [0]).await.unwrap(), 0);
+            }
             if stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.is_err() {
                 return;
             }

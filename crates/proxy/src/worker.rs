@@ -265,6 +265,12 @@ impl Workers {
     pub(crate) fn forget(&self, backends: &[u64]) {
         self.all.iter().for_each(|worker| worker.pool.forget(backends));
     }
+
+    /// Bytes that stand unread on idle connections to backends.
+    #[cfg(test)]
+    pub(crate) fn unread(&self) -> u64 {
+        self.all.iter().map(|worker| worker.pool.unread()).sum()
+    }
 }
 
 impl Drop for Workers {

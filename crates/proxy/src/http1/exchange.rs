@@ -277,23 +277,34 @@ impl Session<'_> {
         if answer.client_stays { Next::Request } else { Next::Close }
     }
 
-    /// The response to a request that was sent whole. While there is none, the client's leaving is passed on.
-    async fn respond(&mut self, upstream: &TcpStream, request: &Request) -> Result<Answer, Failure> {
-        let Self { client, buffer, answer, out: _, fields, clock, worker, held, .. } = self;
-        let (shared, begun) = (&worker.shared, &AtomicBool::new(false));
-        let mut response = Response {
+    /// What passes the response on, and the buffer into which the client's next request comes meanwhile.
+    fn response<'s>(
+        &'s mut self,
+        upstream: &'s TcpStream,
+        request: &'s Request,
+        begun: &'s AtomicBool,
+    ) -> (Response<'s>, &'s mut Buffer) {
+        let Self { client, buffer, answer, fields, clock, worker, held, .. } = self;
+        let response = Response {
             client,
             upstream,
             answer,
             fields,
             clock,
             request,
-            shared,
+            shared: &worker.shared,
             held,
             begun,
             half_closed: false,
             out: Vec::new(),
         };
+        (response, buffer)
+    }
+
+    /// The response to a request that was sent whole. While there is none, the client's leaving is passed on.
+    async fn respond(&mut self, upstream: &TcpStream, request: &Request) -> Result<Answer, Failure> {
+        let begun = AtomicBool::new(false);
+        let (mut response, buffer) = self.response(upstream, request, &begun);
         response.run(Some(buffer), 0).await
     }
 
@@ -303,24 +314,10 @@ impl Session<'_> {
         request: &Request,
         body: Body,
     ) -> Result<Answer, Failure> {
-        let Self { client, buffer, answer, out: _, fields, clock, worker, held, .. } = self;
-        let idle = worker.shared.limits.idle_timeout;
-        let client: &TcpStream = client;
-        let mut uploading = pin!(upload(client, buffer, upstream, body, idle, held));
-        let (shared, begun) = (&worker.shared, &AtomicBool::new(false));
-        let mut response = Response {
-            client,
-            upstream,
-            answer,
-            fields,
-            clock,
-            request,
-            shared,
-            held,
-            begun,
-            half_closed: false,
-            out: Vec::new(),
-        };
+        let begun = AtomicBool::new(false);
+        let (mut response, buffer) = self.response(upstream, request, &begun);
+        let Response { client, shared, held, .. } = response;
+        let mut uploading = pin!(upload(client, buffer, upstream, body, shared.limits.idle_timeout, held));
         let mut responding = pin!(response.run(None, 0));
         let mut uploaded = None;
         let answer = poll_fn(|context| {

@@ -55,6 +55,11 @@ impl Api {
         Self { address, config: Arc::new(config), bearer: Some(token.to_owned()) }
     }
 
+    /// The same to a server elsewhere.
+    pub(crate) fn at(self, address: SocketAddr) -> Self {
+        Self { address, ..self }
+    }
+
     /// A connection of one's own.
     pub(crate) fn connect(&self) -> Result<Connection> {
         let stream = TcpStream::connect_timeout(&self.address, PATIENCE)?;
