@@ -1,6 +1,9 @@
 //! DELETE: at once, gracefully, or once finalizers are gone.
 
+use std::sync::OnceLock;
+
 use axum::body::Body;
+use futures::{StreamExt, stream};
 use http::{Response, StatusCode};
 use jiff::{SignedDuration, Timestamp};
 use resources::kind::Deletion;
@@ -16,6 +19,9 @@ use crate::{Api, create, decode, list, namespace, object, respond};
 const ORPHAN: &str = "orphan";
 const FOREGROUND: &str = "foregroundDeletion";
 const ATTEMPTS: usize = 64;
+/// Objects of a collection that are deleted at the same time, so that they share the store's commits. Each of them may
+/// be in memory a few times meanwhile.
+const AT_ONCE: usize = 16;
 
 /// What became of the object.
 pub(crate) enum Deleted {
@@ -82,14 +88,26 @@ pub(crate) async fn collection(
     let options = options_of(call, body)?;
     let listing = ListOptions::parse(&call.query)?;
     let (names, response) = list::for_deletion(api, place, call, &listing).await?;
-    for (namespace, name) in names {
+    let failed: OnceLock<Status> = OnceLock::new();
+    let ask = |(namespace, name)| {
         let one = Place { namespace, name, ..place.clone() };
-        match run(api, &one, &options).await {
-            Err(status) if status.code != 404 => return Err(status),
-            _ => {}
+        let (options, failed) = (&options, &failed);
+        async move {
+            match run(api, &one, options).await {
+                // Of several failures the first one is told.
+                Err(status) if status.code != 404 => drop(failed.set(status)),
+                _ => {}
+            }
         }
-    }
-    Ok(response)
+    };
+    // After a failure what was begun ends, and nothing else is begun.
+    stream::iter(names)
+        .take_while(|_| std::future::ready(failed.get().is_none()))
+        .map(ask)
+        .buffer_unordered(AT_ONCE)
+        .collect::<()>()
+        .await;
+    failed.into_inner().map_or(Ok(response), Err)
 }
 
 /// Deletes one object as its kind and the options say.

@@ -1,5 +1,6 @@
 //! Lists: from one snapshot, the stored bytes one after the other.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -27,6 +28,7 @@ const FRESH: Duration = Duration::from_secs(3);
 
 /// A page: what matched, and where the next one starts.
 struct Page {
+    keys: Vec<Arc<str>>,
     entries: Vec<Entry>,
     revision: Revision,
     next: Option<String>,
@@ -103,11 +105,7 @@ pub(crate) async fn for_deletion(
     let prefix = object::prefix(place.kind, &place.namespace);
     let (snapshot, start) = state(api, place.kind, &prefix, options).await?;
     let page = page(place.kind, &snapshot, &prefix, start.as_deref(), options.limit, &selection);
-    let mut names = Vec::new();
-    for entry in &page.entries {
-        let object = object::decode(place.kind, &entry.value)?;
-        names.push((object::namespace(&object).to_owned(), object::name(&object).to_owned()));
-    }
+    let names = page.keys.iter().filter_map(|key| object::names(place.kind, key)).collect();
     let metadata = metadata(&page);
     Ok((names, listing::respond(place.kind, call.accepted, page.entries, metadata, api.now())?))
 }
@@ -182,22 +180,22 @@ fn page(
     let limit = usize::try_from(limit).ok().filter(|limit| *limit > 0).unwrap_or(usize::MAX);
     // A token's start is the key behind the last one: that key with a zero byte.
     let after = start.map(|start| start.trim_end_matches('\0'));
-    let mut entries = Vec::new();
-    let mut last = None;
+    let (mut keys, mut entries) = (Vec::new(), Vec::new());
     let mut rows = snapshot.range(prefix, after);
     for (key, entry) in rows.by_ref() {
         if !selection.matches(kind, key, &entry.value) {
             continue;
         }
         if entries.len() == limit {
-            let next = last.map(|key: &str| format!("{}\0", key.strip_prefix(prefix).unwrap_or(key)));
+            let next =
+                keys.last().map(|key: &Arc<str>| format!("{}\0", key.strip_prefix(prefix).unwrap_or(key)));
             let remaining = selection.is_everything().then(|| 1 + rows.count());
-            return Page { entries, revision: snapshot.revision(), next, remaining };
+            return Page { keys, entries, revision: snapshot.revision(), next, remaining };
         }
         entries.push(entry.clone());
-        last = Some(key);
+        keys.push(key.clone());
     }
-    Page { entries, revision: snapshot.revision(), next: None, remaining: None }
+    Page { keys, entries, revision: snapshot.revision(), next: None, remaining: None }
 }
 
 fn metadata(page: &Page) -> Value {

@@ -31,6 +31,13 @@ pub(crate) fn key(kind: &Kind, namespace: &str, name: &str) -> String {
     key
 }
 
+/// Namespace ("" where a kind has none) and name of the object that lies there.
+pub(crate) fn names(kind: &Kind, key: &str) -> Option<(String, String)> {
+    let rest = key.strip_prefix(prefix(kind, "").as_str())?;
+    let (namespace, name) = if kind.namespaced() { rest.split_once('/')? } else { ("", rest) };
+    Some((namespace.to_owned(), name.to_owned()))
+}
+
 /// The bytes to store.
 pub(crate) fn encode(kind: &Kind, mut object: Value, revision: Revision) -> Vec<u8> {
     if let Some(stored) = kind.stored_as {
