@@ -62,6 +62,8 @@ pub struct Options {
     pub ring_events: usize,
     /// Bytes of values that those events may keep alive, for each kind.
     pub ring_bytes: usize,
+    /// Bytes that are left to them once nothing new came: see [`Store::forget_old_events`].
+    pub ring_bytes_old: usize,
     /// Writes that may wait for the owner; more wait in their callers.
     pub queue: usize,
     /// Bytes of keys and values: what would lead beyond is refused. All of it is in memory.
@@ -77,6 +79,7 @@ impl Default for Options {
             cache_bytes: 2 << 20,
             ring_events: 4096,
             ring_bytes: 4 << 20,
+            ring_bytes_old: 1 << 20,
             queue: 256,
             quota_bytes: 1 << 30,
             reserve_bytes: 8 << 20,
@@ -209,7 +212,7 @@ impl Store {
         let (entries, revision) = disk.load()?;
         let shared = Arc::new(Shared {
             state: RwLock::new(Snapshot { entries, revision }),
-            rings: Rings::new(revision, options.ring_events, options.ring_bytes),
+            rings: Rings::new(revision, &options),
             reached: tokio::sync::watch::Sender::new(revision),
         });
         let (commands, queue) = mpsc::channel(options.queue);
@@ -249,6 +252,13 @@ impl Store {
     pub async fn reached(&self, revision: Revision) {
         // The sender lives as long as this handle.
         let _ = self.shared.reached.subscribe().wait_for(|present| *present >= revision).await;
+    }
+
+    /// Lets go of events that were there at the call before, the oldest first, as long as a kind's events keep more than
+    /// `ring_bytes_old` alive. Whoever follows has read them long ago; of large objects they would keep the last few in
+    /// memory, deleted or not, until others of that kind are written.
+    pub fn forget_old_events(&self) {
+        self.shared.rings().forget_old();
     }
 
     /// Whether writes are still taken.

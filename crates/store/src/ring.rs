@@ -8,7 +8,7 @@ use std::sync::{Arc, RwLock};
 
 use lifecycle::bound::Bound;
 
-use crate::{Entry, Revision, Snapshot, key};
+use crate::{Entry, Options, Revision, Snapshot, key};
 
 /// One write, as watchers see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,20 +31,28 @@ impl Event {
     }
 }
 
+/// Of each ring.
+#[derive(Clone, Copy)]
+struct Limits {
+    events: usize,
+    bytes: usize,
+    bytes_old: usize,
+}
+
 pub(crate) struct Rings {
     by_kind: RwLock<HashMap<Box<str>, Arc<Ring>>>,
     /// What happened up to this revision is in no ring: it was before this process.
     base: Revision,
-    events_max: usize,
-    bytes_max: usize,
+    limits: Limits,
     /// Of the fullest ring.
     bound: Arc<Bound>,
 }
 
 impl Rings {
-    pub(crate) fn new(base: Revision, events_max: usize, bytes_max: usize) -> Self {
-        let bound = Bound::new("store_ring_bytes", bytes_max as u64);
-        Rings { by_kind: RwLock::default(), base, events_max, bytes_max, bound }
+    pub(crate) fn new(base: Revision, options: &Options) -> Self {
+        let bound = Bound::new("store_ring_bytes", options.ring_bytes as u64);
+        let (events, bytes, bytes_old) = (options.ring_events, options.ring_bytes, options.ring_bytes_old);
+        Rings { by_kind: RwLock::default(), base, limits: Limits { events, bytes, bytes_old }, bound }
     }
 
     pub(crate) fn of(&self, kind: &str) -> Arc<Ring> {
@@ -52,10 +60,7 @@ impl Rings {
             return ring.clone();
         }
         let mut rings = self.by_kind.write().unwrap_or_else(|poisoned| poisoned.into_inner());
-        rings
-            .entry(kind.into())
-            .or_insert_with(|| Arc::new(Ring::new(self.base, self.events_max, self.bytes_max)))
-            .clone()
+        rings.entry(kind.into()).or_insert_with(|| Arc::new(Ring::new(self.base, self.limits))).clone()
     }
 
     /// Appends committed events; the rings answered are to be woken once the state is visible.
@@ -73,18 +78,29 @@ impl Rings {
             };
             ring.push(event);
         }
+        self.measure();
+        touched.into_iter().map(|(_, ring)| ring).collect()
+    }
+}
+
+impl Rings {
+    fn measure(&self) {
         let rings = self.by_kind.read().unwrap_or_else(|poisoned| poisoned.into_inner());
         self.bound.set(rings.values().map(|ring| ring.bytes() as u64).max().unwrap_or(0));
+    }
+
+    pub(crate) fn forget_old(&self) {
+        let rings = self.by_kind.read().unwrap_or_else(|poisoned| poisoned.into_inner());
+        rings.values().for_each(|ring| ring.forget_old());
         drop(rings);
-        touched.into_iter().map(|(_, ring)| ring).collect()
+        self.measure();
     }
 }
 
 pub(crate) struct Ring {
     events: RwLock<Events>,
     woken: tokio::sync::watch::Sender<u64>,
-    events_max: usize,
-    bytes_max: usize,
+    limits: Limits,
 }
 
 struct Events {
@@ -92,6 +108,17 @@ struct Events {
     bytes: usize,
     /// Every event behind this revision is in the queue.
     floor: Revision,
+    /// The newest event at the last [`Ring::forget_old`].
+    old: Revision,
+}
+
+impl Events {
+    fn drop_oldest(&mut self) {
+        if let Some(oldest) = self.queue.pop_front() {
+            self.bytes -= oldest.bytes();
+            self.floor = oldest.revision;
+        }
+    }
 }
 
 /// The cursor's place is no longer in the ring.
@@ -100,12 +127,11 @@ pub(crate) struct FellOff {
 }
 
 impl Ring {
-    fn new(floor: Revision, events_max: usize, bytes_max: usize) -> Self {
+    fn new(floor: Revision, limits: Limits) -> Self {
         Ring {
-            events: RwLock::new(Events { queue: VecDeque::new(), bytes: 0, floor }),
+            events: RwLock::new(Events { queue: VecDeque::new(), bytes: 0, floor, old: floor }),
             woken: tokio::sync::watch::Sender::new(0),
-            events_max,
-            bytes_max,
+            limits,
         }
     }
 
@@ -113,13 +139,24 @@ impl Ring {
         let mut events = self.events.write().unwrap_or_else(|poisoned| poisoned.into_inner());
         events.bytes += event.bytes();
         events.queue.push_back(event);
-        while events.queue.len() > self.events_max
-            || (events.bytes > self.bytes_max && events.queue.len() > 1)
+        while events.queue.len() > self.limits.events
+            || (events.bytes > self.limits.bytes && events.queue.len() > 1)
         {
-            let Some(old) = events.queue.pop_front() else { break };
-            events.bytes -= old.bytes();
-            events.floor = old.revision;
+            events.drop_oldest();
         }
+    }
+
+    fn forget_old(&self) {
+        let mut events = self.events.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let old = events.old;
+        while events.bytes > self.limits.bytes_old
+            && events.queue.front().is_some_and(|event| event.revision <= old)
+        {
+            events.drop_oldest();
+        }
+        // What a burst needed, and nobody needs any more.
+        events.queue.shrink_to_fit();
+        events.old = events.queue.back().map_or(events.floor, |event| event.revision);
     }
 
     fn bytes(&self) -> usize {
@@ -185,5 +222,45 @@ impl Ring {
             seen = event.revision;
         }
         Ok(until.max(seen))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(revision: u64, bytes: usize) -> Event {
+        let now = Some(Arc::from(vec![b'x'; bytes]));
+        Event { key: Arc::from("/a/b/c"), revision: Revision(revision), now, before: None, last: None }
+    }
+
+    #[test]
+    fn events_are_forgotten_from_the_second_look_on_and_small_ones_never() {
+        let ring = Ring::new(Revision(0), Limits { events: 100, bytes: 10_000, bytes_old: 2000 });
+        let kept =
+            || ring.events.read().unwrap().queue.iter().map(|event| event.revision.0).collect::<Vec<_>>();
+        for revision in 1..=5 {
+            ring.push(event(revision, 1000));
+        }
+        ring.forget_old();
+        assert_eq!(kept(), [1, 2, 3, 4, 5], "they have just come");
+        ring.push(event(6, 1900));
+        ring.forget_old();
+        assert_eq!(kept(), [6]);
+        assert!(ring.read("/", Revision(4), Revision(6), 9, &mut Vec::new()).is_err(), "5 is gone");
+        let mut found = Vec::new();
+        assert!(
+            ring.read("/", Revision(5), Revision(6), 9, &mut found).is_ok_and(|seen| seen == Revision(6))
+        );
+        assert_eq!(found.len(), 1);
+        ring.forget_old();
+        assert_eq!(kept(), [6], "it is small enough");
+        ring.push(event(7, 8000));
+        for expected in [vec![7], vec![]] {
+            ring.forget_old();
+            assert_eq!(kept(), expected);
+        }
+        // Who was up to date stays so.
+        assert!(ring.read("/", Revision(7), Revision(9), 9, &mut Vec::new()).is_ok());
     }
 }

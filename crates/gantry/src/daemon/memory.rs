@@ -29,14 +29,19 @@ pub(super) fn configure() {
     }
 }
 
-/// Gives free memory back while the scope lasts.
-pub(super) fn give_back(scope: &Scope) {
-    scope.spawn("memory", async {
+/// Gives free memory back while the scope lasts, that of old events of `objects` too.
+pub(super) fn give_back(objects: store::Store, scope: &Scope) {
+    scope.spawn("memory", async move {
         let mut tick = tokio::time::interval(EVERY);
         loop {
             tick.tick().await;
+            let objects = objects.clone();
             // It walks every heap: not on a thread that serves.
-            let _ = tokio::task::spawn_blocking(trim).await;
+            let freeing = tokio::task::spawn_blocking(move || {
+                objects.forget_old_events();
+                trim();
+            });
+            let _ = freeing.await;
         }
     });
 }

@@ -116,7 +116,6 @@ async fn serve(state: State, given: Start, ready: &mut dyn FnMut()) -> Result<En
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let scope = Scope::new("daemon");
-    memory::give_back(&scope);
     let takes_over = given.takes_over;
     let (replace, mut replaced) = mpsc::channel(1);
     let started = start(&state, given, replace, &scope).await?;
@@ -181,6 +180,7 @@ async fn start(
         beside(state, open_runtime),
         async { Ok(proxy::Kept::take(state, stored, scope).await) },
     )?;
+    memory::give_back(objects.clone(), scope);
     let listeners = Listeners::open(state, &kept)?;
     let pod_facing = SocketAddr::from((network.router_ip(), API_PORT_IN_ROUTER));
     let service_cidr = network.service_cidr();
