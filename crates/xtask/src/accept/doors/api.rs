@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use super::{Door, Stage};
-use crate::bench::api::Api;
+use crate::bench::api::{Api, Connection};
 use crate::bench::process::pss_mebibytes;
 use crate::flood::{self, Arguments, Kind};
 
@@ -37,6 +37,12 @@ pub(super) const DOORS: &[Door] = &[
         wanted: "500 MB of ConfigMaps cost what they hold and 60 MiB, lists 5 MiB each, and what is deleted goes back",
         short: false,
         attack: memory,
+    },
+    Door {
+        name: "api-quota",
+        wanted: "a store that holds its quota refuses more by name, and takes deletions, a status and a Lease",
+        short: false,
+        attack: quota,
     },
     Door {
         name: "api-yaml",
@@ -211,8 +217,6 @@ fn memory(stage: &Stage) -> Result<String> {
     const COUNT: usize = 1000;
     const BYTES: usize = 500_000;
     const LISTS: usize = 4;
-    /// Deleted with one request.
-    const PAGE: usize = 25;
     let mebibytes = |bytes: usize| bytes as f64 / f64::from(1 << 20);
     let pid = u32::try_from(stage.sandbox.daemon_pid()?.as_raw())?;
     let before = pss_mebibytes(pid)?;
@@ -248,10 +252,10 @@ fn memory(stage: &Stage) -> Result<String> {
     // On a connection of its own: the first one may have idled for too long.
     drop(api_connection);
     let mut api_connection = api(stage)?.connect()?;
-    for _ in 0..COUNT.div_ceil(PAGE) {
-        let (status, _) = api_connection.send("DELETE", &format!("{MAPS}?limit={PAGE}"), "", "")?;
-        ensure!(status == 200, "a deletion was answered with {status}");
-    }
+    let started = Instant::now();
+    let (status, _) = api_connection.send("DELETE", MAPS, "", "")?;
+    ensure!(status == 200, "the deletion was answered with {status}");
+    let deletion = started.elapsed();
     drop(api_connection);
     let mut after = f64::INFINITY;
     let back = until("memory goes back", Duration::from_secs(60), || {
@@ -260,8 +264,49 @@ fn memory(stage: &Stage) -> Result<String> {
     })
     .with_context(|| format!("{before:.0} MiB before, {after:.0} after"))?;
     Ok(format!(
-        "{before:.0} MiB before, {full:.0} with {stored:.0} stored, {a_list:.1} a list, {after:.0} {} s after the deletion",
-        back.as_secs()
+        "{before:.0} MiB before, {full:.0} with {stored:.0} stored, {a_list:.1} a list, {after:.0} {} s after a deletion \
+         that took {:.1} s",
+        back.as_secs(),
+        deletion.as_secs_f64()
+    ))
+}
+
+fn quota(stage: &Stage) -> Result<String> {
+    const BYTES: usize = 900_000;
+    /// More than the quota holds.
+    const COUNT_MAX: usize = 3000;
+    let mut connection = api(stage)?.connect()?;
+    let text = "x".repeat(BYTES);
+    let make = |connection: &mut Connection, index: usize| {
+        let map = json!({"metadata": {"name": format!("m{index}")}, "data": {"k": text}});
+        connection.send("POST", MAPS, "application/json", &map.to_string())
+    };
+    let mut count = 0;
+    let refusal = loop {
+        let (status, said) = make(&mut connection, count)?;
+        if status != 201 {
+            ensure!(status == 403, "refused with {status}");
+            break String::from_utf8_lossy(&said).into_owned();
+        }
+        count += 1;
+        ensure!(count < COUNT_MAX, "{count} objects were taken: there is no quota");
+    };
+    for words in ["exceeded quota", "delete objects"] {
+        ensure!(refusal.contains(words), "the refusal does not say {words:?}: {refusal}");
+    }
+    let lease = json!({"metadata": {"name": "full"}, "spec": {"holderIdentity": "door"}}).to_string();
+    let leases = "/apis/coordination.k8s.io/v1/namespaces/default/leases";
+    connection.ok("POST", leases, "application/json", &lease)?;
+    let status = json!({"status": {"observedGeneration": 1}}).to_string();
+    let hello = "/apis/apps/v1/namespaces/default/deployments/hello/status";
+    connection.ok("PATCH", hello, "application/merge-patch+json", &status)?;
+    for index in 0..3 {
+        connection.ok("DELETE", &format!("{MAPS}/m{index}"), "", "")?;
+    }
+    let (status, _) = make(&mut connection, 0)?;
+    ensure!(status == 201, "there is room again, and {status} was answered");
+    Ok(format!(
+        "{count} objects of {BYTES} bytes were taken, one more got 403; Lease, status and deletions passed"
     ))
 }
 
