@@ -84,15 +84,17 @@ pub async fn ensure(settings: &Settings, cancel: &CancellationToken) -> Result<b
     if answers(&settings.state_dir).await? {
         return Ok(false);
     }
-    if let Some(pid) = holder(&settings.state_dir)? {
-        if comes_up(&settings.state_dir, START_DEADLINE).await? {
-            return Ok(false);
+    match comes_up(&settings.state_dir, START_DEADLINE).await? {
+        ComesUp::Serves => return Ok(false),
+        ComesUp::Silent(pid) => {
+            return Err(Failure::new(format!(
+                "the daemon (process {}) runs, but does not listen",
+                pid.as_raw_nonzero()
+            ))
+            .hint(format!("see {}", access::log_path(&settings.state_dir).display())));
         }
-        return Err(Failure::new(format!(
-            "the daemon (process {}) runs, but does not listen",
-            pid.as_raw_nonzero()
-        ))
-        .hint(format!("see {}", access::log_path(&settings.state_dir).display())));
+        // Perhaps it was just dying.
+        ComesUp::Gone => {}
     }
     if !settings.is_root {
         return Err(Failure::new("no daemon runs, and only root may start one")
@@ -104,8 +106,11 @@ pub async fn ensure(settings: &Settings, cancel: &CancellationToken) -> Result<b
     match start(settings, cancel).await {
         Ok(()) => Ok(true),
         // Of two commands that start one at once, one loses.
-        Err(_) if !cancel.is_cancelled() && comes_up(&settings.state_dir, START_DEADLINE).await? => Ok(false),
-        Err(failure) => Err(failure),
+        Err(failure) if cancel.is_cancelled() => Err(failure),
+        Err(failure) => match comes_up(&settings.state_dir, START_DEADLINE).await? {
+            ComesUp::Serves => Ok(false),
+            ComesUp::Silent(_) | ComesUp::Gone => Err(failure),
+        },
     }
 }
 
@@ -114,19 +119,29 @@ const START_DEADLINE: Duration = Duration::from_secs(10);
 /// Its readiness is told to its own starter alone; others ask again.
 const ASK_AGAIN: Duration = Duration::from_millis(20);
 
-/// Waits for a daemon that somebody else is starting; false when it ends, or does not answer in time.
-async fn comes_up(state_dir: &Path, within: Duration) -> Result<bool> {
+/// What became of a daemon that somebody else started.
+#[derive(Debug, PartialEq, Eq)]
+enum ComesUp {
+    Serves,
+    /// It has the state folder, and did not answer in time.
+    Silent(Pid),
+    /// Nobody has the state folder: it has ended, as one does that was killed a moment ago, or there was none.
+    Gone,
+}
+
+/// Waits for a daemon that somebody else is starting.
+async fn comes_up(state_dir: &Path, within: Duration) -> Result<ComesUp> {
     let deadline = tokio::time::Instant::now() + within;
-    while holder(state_dir)?.is_some() {
+    while let Some(pid) = holder(state_dir)? {
         if answers(state_dir).await? {
-            return Ok(true);
+            return Ok(ComesUp::Serves);
         }
         if tokio::time::Instant::now() >= deadline {
-            break;
+            return Ok(ComesUp::Silent(pid));
         }
         tokio::time::sleep(ASK_AGAIN).await;
     }
-    Ok(false)
+    Ok(ComesUp::Gone)
 }
 
 /// How long a daemon may take to say that it is well.
@@ -317,9 +332,10 @@ mod tests {
         use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
         let state = tempfile::tempdir().unwrap();
         fs::create_dir(state.path().join("run")).unwrap();
-        assert!(!comes_up(state.path(), START_DEADLINE).await.unwrap(), "nobody starts");
-        let _lock = durable::Lock::acquire(&access::lock_path(state.path())).unwrap();
-        assert!(!comes_up(state.path(), Duration::ZERO).await.unwrap(), "it has not listened yet");
+        assert_eq!(comes_up(state.path(), START_DEADLINE).await.unwrap(), ComesUp::Gone, "nobody starts");
+        let lock = durable::Lock::acquire(&access::lock_path(state.path())).unwrap();
+        let silent = ComesUp::Silent(rustix::process::getpid());
+        assert_eq!(comes_up(state.path(), Duration::ZERO).await.unwrap(), silent, "it has not listened yet");
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let console = format!("http://{}", listener.local_addr().unwrap());
         let endpoints = access::Endpoints { console, ..access::Endpoints::default() };
@@ -333,7 +349,14 @@ mod tests {
             stream
         };
         let (up, _stream) = tokio::join!(comes_up(state.path(), START_DEADLINE), daemon);
-        assert!(up.unwrap());
+        assert_eq!(up.unwrap(), ComesUp::Serves);
+        // One that was killed holds the lock a little longer than it answers.
+        let dies = async {
+            drop(listener.accept().await.unwrap());
+            drop(lock);
+        };
+        let (up, ()) = tokio::join!(comes_up(state.path(), START_DEADLINE), dies);
+        assert_eq!(up.unwrap(), ComesUp::Gone);
     }
 
     #[test]
