@@ -20,6 +20,13 @@ pub(crate) fn is_terminal(pod: &Pod) -> bool {
     matches!(phase(pod), "Succeeded" | "Failed")
 }
 
+/// When the Pod's last container ended; when the Pod was made, if none ran.
+pub(crate) fn ended_at(pod: &Pod) -> Option<Timestamp> {
+    let statuses = pod.status.iter().flat_map(|status| status.container_statuses.iter().flatten());
+    let ends = statuses.filter_map(|status| status.state.as_ref()?.terminated.as_ref()?.finished_at.as_ref());
+    ends.map(|time| time.0).max().or(pod.metadata.creation_timestamp.as_ref().map(|time| time.0))
+}
+
 /// A condition of the Pod.
 pub(crate) fn condition<'a>(pod: &'a Pod, name: &str) -> Option<&'a PodCondition> {
     pod.status.as_ref()?.conditions.iter().flatten().find(|condition| condition.type_ == name)

@@ -24,6 +24,9 @@ use crate::{CONTROLLERS_USER, Context, Controller, Error};
 
 /// Pods that are made or ended in one look, so that a mistyped number does not fill the machine in one go.
 const BURST_PODS: usize = 500;
+/// Pods that have ended for good, as evicted ones have, and are kept of each ReplicaSet for whoever asks why. Kubernetes
+/// keeps 12,500 of a cluster; on one machine they would only hide what runs.
+const ENDED_PODS: usize = 5;
 
 pub(crate) const CONTROLLER: Controller = Controller {
     name: "replicaset",
@@ -80,6 +83,8 @@ struct Plan {
     release: Vec<Arc<Pod>>,
     create: usize,
     delete: Vec<Arc<Pod>>,
+    /// Ended ones that nobody needs any more.
+    collect: Vec<Arc<Pod>>,
     status: ReplicaSetStatus,
     next: Option<Duration>,
 }
@@ -109,6 +114,9 @@ fn plan(set: &ReplicaSet, pods: &[Arc<Pod>], now: Timestamp) -> Plan {
         plan.create = wanted.saturating_sub(active.len()).min(BURST_PODS);
         let surplus = active.len().saturating_sub(wanted).min(BURST_PODS);
         plan.delete = first_to_go(&active, surplus);
+    }
+    if !ending {
+        plan.collect = oldest_ended(&rest);
     }
     let terminating = rest.iter().filter(|pod| !pods::is_terminal(pod)).count();
     (plan.status, plan.next) = status(set, &active, terminating, now);
@@ -147,6 +155,15 @@ fn first_to_go(active: &[Arc<Pod>], count: usize) -> Vec<Arc<Pod>> {
     });
     ranked.truncate(count);
     ranked
+}
+
+/// Those that ended before the last [`ENDED_PODS`].
+fn oldest_ended(pods: &[Arc<Pod>]) -> Vec<Arc<Pod>> {
+    let ended = pods.iter().filter(|pod| pods::is_terminal(pod) && pod.metadata.deletion_timestamp.is_none());
+    let mut ended: Vec<_> = ended.cloned().collect();
+    ended.sort_by_cached_key(|pod| (pods::ended_at(pod), pod.name_any()));
+    ended.truncate(ended.len().saturating_sub(ENDED_PODS).min(BURST_PODS));
+    ended
 }
 
 fn status(
@@ -194,6 +211,7 @@ async fn reconcile(context: &Context, key: Key) -> Result<Next, Error> {
     adopt_and_release(context, &api, &set, &plan).await?;
     let created = create(context, &api, &set, plan.create).await;
     delete(context, &api, &set, &plan.delete).await?;
+    delete(context, &api, &set, &plan.collect).await?;
     write_status(context, &set, plan.status, created.as_ref().err()).await?;
     created?;
     Ok(plan.next.map_or(Next::Changed, Next::After))
@@ -382,6 +400,31 @@ mod tests {
         );
         let down = plan(&set(1), &pods, now);
         assert_eq!((down.create, names(&down.delete)), (0, vec!["pending".to_owned(), "unready".to_owned()]));
+    }
+
+    #[test]
+    fn of_pods_that_have_ended_the_last_few_are_kept() {
+        let ended = |second: usize| {
+            let state = json!({"terminated": {"exitCode": 1, "finishedAt": format!("2026-01-01T00:00:{second:02}Z")}});
+            let more = json!({"status": {"phase": "Failed", "reason": "Evicted", "containerStatuses": [
+                {"name": "c", "image": "", "imageID": "", "ready": false, "restartCount": 0, "state": state}]}});
+            pod(&format!("ended-{second:02}"), Some("set"), "1", false, more)
+        };
+        let mut pods: Vec<_> = (0..ENDED_PODS + 2).rev().map(ended).collect();
+        // Evicted before it ran, and so the oldest: its creation counts.
+        let unstarted =
+            json!({"metadata": {"creationTimestamp": "2025-12-31T00:00:00Z"}, "status": {"phase": "Failed"}});
+        pods.push(pod("unstarted", Some("set"), "1", false, unstarted));
+        let going =
+            json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}, "status": {"phase": "Failed"}});
+        pods.push(pod("going", Some("set"), "1", false, going));
+        pods.push(pod("other", Some("else"), "1", false, json!({"status": {"phase": "Failed"}})));
+        let plan = plan(&set(1), &pods, Timestamp::now());
+        assert_eq!(names(&plan.collect), ["unstarted", "ended-00", "ended-01"]);
+        assert_eq!((plan.create, plan.delete.len()), (1, 0));
+        let mut ending = set(1);
+        ending.metadata.deletion_timestamp = Some(Time(Timestamp::now()));
+        assert!(super::plan(&ending, &pods, Timestamp::now()).collect.is_empty());
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, SeccompProfile};
 use runtime::{
-    Access, Capabilities, Log, Mount, MountKind, Namespace, Resources, Rootfs, Seccomp, Spec, Users,
+    Access, Capabilities, Log, Mount, MountKind, Namespace, Resources, Rlimit, Rootfs, Seccomp, Spec, Users,
 };
 use sha2::{Digest as _, Sha256};
 
@@ -18,6 +18,11 @@ pub const LOG_BYTES_MAX: u64 = 10 << 20;
 pub const LOG_FILES_MAX: u32 = 5;
 /// How many processes a container without a limit of its own may have.
 const PIDS_MAX: u64 = 32_768;
+/// How many files a process of a container may have open, as containerd gives it: enough for a program that knows of no
+/// limit and walks all descriptors, and one that needs more (every Go program) raises its own. The daemon's own limit is
+/// no measure. A lower limit of the machine stays.
+const OPEN_FILES_SOFT: u64 = 1024;
+const OPEN_FILES_HARD: u64 = 524_288;
 
 /// Keys of a container's annotations: by these a node finds its own after a restart.
 pub mod annotation {
@@ -178,7 +183,11 @@ pub fn of(input: &Input<'_>) -> Result<Spec, Error> {
             max_files: LOG_FILES_MAX,
         },
         oom_score_adj: Some(limits::oom_score_adj(pod, container, input.memory_bytes)),
-        rlimits: Vec::new(),
+        rlimits: vec![Rlimit {
+            name: "RLIMIT_NOFILE".to_owned(),
+            soft: OPEN_FILES_SOFT,
+            hard: OPEN_FILES_HARD,
+        }],
         sysctls: admission::sysctls(spec),
         annotations: annotations(pod, spec, container, input.attempt, image)?,
         id,

@@ -54,6 +54,13 @@ fn commands_are_merged_as_kubernetes_merges_them() {
 }
 
 #[test]
+fn open_files_are_those_of_containerd_not_of_the_daemon() {
+    let spec = spec_of(json!({"name": "c", "command": ["/x"]}), json!({})).unwrap();
+    let [limit] = spec.rlimits.as_slice() else { panic!("{:?}", spec.rlimits) };
+    assert_eq!((limit.name.as_str(), limit.soft, limit.hard), ("RLIMIT_NOFILE", 1024, 524_288));
+}
+
+#[test]
 fn security_and_limits_reach_the_runtime() {
     let spec = spec_of(
         json!({"name": "c", "securityContext": {"readOnlyRootFilesystem": true, "allowPrivilegeEscalation": false,

@@ -310,6 +310,15 @@ async fn the_container_sees_its_own_limits() {
         "{log}"
     );
     assert!(log.contains("y: Read-only file system") || log.contains("y: Permission denied"), "{log}");
+    // Open files: as asked for, whatever this process may open; above the machine's own limit, as many as that.
+    let own = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE).unwrap();
+    for (soft, hard, expected) in [(64, 128, (64, 128)), (64, u64::MAX - 1, (64, own.1))] {
+        let mut spec = world.spec("ulimit -Sn; ulimit -Hn");
+        spec.rlimits.push(runtime::Rlimit { name: "RLIMIT_NOFILE".into(), soft, hard });
+        let (_, log) = world.run(spec).await;
+        let (soft, hard) = expected;
+        assert_eq!(log, format!("stdout F {soft}\nstdout F {hard}\n"));
+    }
     world.end().await;
 }
 
