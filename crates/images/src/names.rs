@@ -192,7 +192,7 @@ impl Store {
         let path = dir.join("manifests").join(file_name(digest));
         durable::remove(&path).map_err(Error::io("removing", &path))?;
         if list(&dir.join("manifests"))?.is_empty() && list(&dir.join("tags"))?.is_empty() {
-            fs::remove_dir_all(dir).map_err(Error::io("removing", dir))?;
+            durable::remove_dir_all(dir).map_err(Error::io("removing", dir))?;
         }
         Ok(())
     }

@@ -45,7 +45,7 @@ impl Snapshot {
 
 impl Drop for Snapshot {
     fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_dir_all(&self.folder) {
+        if let Err(error) = durable::remove_dir_all(&self.folder) {
             tracing::warn!(%error, folder = %self.folder.display(), "remove a snapshot");
         }
     }
@@ -55,7 +55,7 @@ impl Snapshots {
     /// Also removes what a daemon left that died over a snapshot.
     pub fn new(state: &State, objects: store::Store, images: images::Store) -> Result<Self> {
         let folder = folder(state);
-        match std::fs::remove_dir_all(&folder) {
+        match durable::remove_dir_all(&folder) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(error).with_context(|| format!("remove {}", folder.display()));
             }
