@@ -25,6 +25,15 @@ impl Backoff {
         Self { failures, ..Self::default() }
     }
 
+    /// That of a run which ended while nobody looked on, after `failures` before it, having run for `ran`. A run whose end
+    /// is not `known` went down with the node, by a power cut say: that is no failure of the program's, and everything
+    /// starts over, as with a new kubelet.
+    pub fn of_ended(now: Instant, failures: u32, ran: Duration, known: bool) -> Self {
+        let mut backoff = Self::after(if known { failures } else { 0 });
+        backoff.fail(now, ran);
+        backoff
+    }
+
     /// Notes a failure at `now` of something that had run for `ran`. The first one may be repeated at once (a
     /// container's first restart is immediate); each further one waits twice as long as the one before.
     pub fn fail(&mut self, now: Instant, ran: Duration) {
@@ -69,6 +78,15 @@ impl Backoff {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_went_down_with_the_node_starts_at_once() {
+        let now = Instant::now();
+        let wait = |known, ran| Backoff::of_ended(now, 3, ran, known).waiting(now).map(|until| until - now);
+        assert_eq!(wait(true, Duration::from_secs(1)), Some(FIRST * 4), "it failed by itself");
+        assert_eq!(wait(true, FORGIVEN), None);
+        assert_eq!(wait(false, Duration::from_secs(1)), None);
+    }
 
     #[test]
     fn restarts_at_once_then_doubles_up_to_five_minutes() {

@@ -228,10 +228,7 @@ impl Worker {
                     _ => String::new(),
                 };
                 let over = ended(found.attempt, found.handle.id(), &exit, message);
-                if container.backoff == Backoff::default() {
-                    container.backoff = Backoff::after(found.attempt);
-                    container.backoff.fail(clock.now, Duration::ZERO);
-                }
+                container.backoff = backoff(&over, clock);
                 container.state = State::Exited(over);
                 self.stale.push(found.handle);
             }
@@ -270,8 +267,7 @@ fn from_status(container: &mut Container, status: &ContainerStatus, clock: Clock
     let id = status.container_id.as_deref().and_then(|id| id.strip_prefix("gantry://")).unwrap_or_default();
     let terminated =
         |state: &Option<ContainerState>| state.as_ref().and_then(|state| state.terminated.clone());
-    let state = status.state.as_ref();
-    if let Some(running) = state.and_then(|state| state.running.as_ref()) {
+    if let Some(running) = status.state.as_ref().and_then(|state| state.running.as_ref()) {
         // It was said to run and the runtime does not have it: how it ended, nobody knows.
         container.state = State::Exited(Ended {
             attempt,
@@ -290,10 +286,14 @@ fn from_status(container: &mut Container, status: &ContainerStatus, clock: Clock
     } else if let Some(last) = terminated(&status.last_state) {
         container.state = State::Exited(told(attempt, last));
     }
-    if matches!(container.state, State::Exited(_)) {
-        container.backoff = Backoff::after(attempt);
-        container.backoff.fail(clock.now, Duration::ZERO);
+    if let State::Exited(over) = &container.state {
+        container.backoff = backoff(over, clock);
     }
+}
+
+fn backoff(over: &Ended, clock: Clock) -> Backoff {
+    let ran = over.started_at.and_then(|started| over.finished_at.duration_since(started).try_into().ok());
+    Backoff::of_ended(clock.now, over.attempt, ran.unwrap_or_default(), over.reason != UNKNOWN_REASON)
 }
 
 /// The exit code of what is not known, as Kubernetes has it.

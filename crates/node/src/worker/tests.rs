@@ -505,6 +505,18 @@ async fn what_vanished_has_an_unknown_exit_code() {
     );
 }
 
+/// After a power cut, or the fifth: it was not the program that failed.
+#[tokio::test(start_paused = true)]
+async fn what_went_down_with_the_node_starts_again_at_once() {
+    let world = World::new(one(), true);
+    told(&world);
+    let begun = Instant::now();
+    let running = Running::start(&world, Vec::new());
+    let journal = running.until(READY).await;
+    assert!(journal.contains(&"create c 5".to_owned()), "{journal:#?}");
+    assert_eq!(begun.elapsed(), Duration::ZERO);
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_ended_while_nobody_looked_has_its_own_code_and_no_excuse() {
     let mut spec = one();
