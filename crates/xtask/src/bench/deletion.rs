@@ -16,7 +16,7 @@ use crate::sandbox::Sandbox;
 pub(crate) const FIGURE: Figure = Figure {
     name: "deletion",
     about: "Pod deletion, idle program, after 20 kills of daemon and proxy together",
-    peer: "–",
+    peer: super::NO_PEER,
     bar: "≤ 300 ms",
     run,
 };
@@ -58,7 +58,7 @@ fn run(setting: &Setting) -> Result<Vec<Row>> {
     }
     sandbox.end()?;
     let mut row = Row::compare(FIGURE.about, "ms", ours.median(), &Ok(f64::NAN), Bar::most(300.0));
-    row.peer = "–".to_owned();
+    row.peer = super::NO_PEER.to_owned();
     Ok(vec![row])
 }
 

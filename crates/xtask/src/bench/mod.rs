@@ -7,10 +7,12 @@ pub(crate) mod api;
 mod apply;
 mod bounds;
 mod cycle;
+mod deaths;
 mod deletion;
 mod edit;
 mod go;
 mod keeper;
+mod manager;
 mod memory;
 pub(crate) mod peers;
 mod pod;
@@ -72,6 +74,9 @@ pub(crate) struct Figure {
     pub(crate) run: fn(&Setting) -> Result<Vec<Row>>,
 }
 
+/// The peer of what nobody else has.
+pub(crate) const NO_PEER: &str = "–";
+
 /// Every figure, in the table's order.
 pub(crate) const FIGURES: &[Figure] = &[
     edit::FIGURE,
@@ -81,6 +86,7 @@ pub(crate) const FIGURES: &[Figure] = &[
     keeper::FIGURE,
     pod::FIGURE,
     deletion::FIGURE,
+    deaths::FIGURE,
     cycle::FIGURE,
     apply::FIGURE,
     proxying::FIGURE,
@@ -108,7 +114,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 /// Measures the named figures, or all, and prints each row as it comes.
 pub(crate) fn measure(setting: &Setting, names: &[String]) -> Vec<Row> {
     let wanted = |figure: &&'static Figure| names.is_empty() || names.iter().any(|name| name == figure.name);
-    prepare();
+    if FIGURES.iter().filter(wanted).any(|figure| figure.peer != NO_PEER) {
+        prepare();
+    }
     even();
     crate::print(row::HEAD);
     let mut all = Vec::new();
