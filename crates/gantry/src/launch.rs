@@ -262,6 +262,16 @@ pub async fn kill(settings: &Settings, deadline: Duration) -> Result<Stopped> {
 }
 
 async fn end(settings: &Settings, signal: Signal, deadline: Duration) -> Result<Stopped> {
+    // What only died, systemd starts again; and one that it is about to start has no process yet.
+    let by_systemd = settings.is_root && service::stop(settings, service::Wait::No)?;
+    let stopped = end_process(settings, signal, deadline).await;
+    if by_systemd && stopped.is_ok() {
+        service::stop(settings, service::Wait::Yes)?;
+    }
+    stopped
+}
+
+async fn end_process(settings: &Settings, signal: Signal, deadline: Duration) -> Result<Stopped> {
     let Some(pid) = holder(&settings.state_dir)? else { return Ok(Stopped::WasNotRunning) };
     let failed = |step: &str, error: rustix::io::Errno| {
         let hint = (error == rustix::io::Errno::PERM)

@@ -47,6 +47,27 @@ pub fn start(settings: &Settings) -> Result<bool> {
     Ok(true)
 }
 
+/// Has systemd stop the daemon, and not start it again; `false`: it has no unit. Before systemd has done what there is to
+/// do, this returns only with [`Wait::No`].
+pub fn stop(settings: &Settings, wait: Wait) -> Result<bool> {
+    if booted().is_err() || !unit_path(settings).exists() {
+        return Ok(false);
+    }
+    let unit = unit_name(settings);
+    match wait {
+        Wait::No => systemctl(&["stop", "--no-block", &unit])?,
+        Wait::Yes => systemctl(&["stop", &unit])?,
+    }
+    Ok(true)
+}
+
+/// Whether to wait for systemd.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    No,
+    Yes,
+}
+
 /// Runs systemctl.
 pub fn systemctl(arguments: &[&str]) -> Result<()> {
     let shown = || format!("systemctl {}", arguments.join(" "));

@@ -1,42 +1,52 @@
 //! One daemon takes over from another.
 //!
 //! The daemon that is to go ends its tasks and closes its stores as it does at SIGTERM, and then becomes (execve) the
-//! hidden command `gantry takeover`: the same process, holding the lock of the state folder, with nothing else open. That
-//! starts the new binary and gives it the lock. Once the new daemon says that it serves, the process ends; if it does
-//! not, it is ended, and the old binary, which this process still runs, is started again. The lock is held all the time,
-//! so no command starts a daemon in between; connections wait in the listeners that the proxy holds.
+//! hidden command `gantry takeover`: the same process, holding the lock of the state folder, with nothing else open. It
+//! has a child start the new binary with the lock ([`start`]); if that daemon does not serve it is ended, and the old
+//! binary, which these processes still run, is started again. The lock is held all the time, so no command starts a
+//! daemon in between; connections wait in the listeners that the proxy holds.
+//!
+//! The child says how it went and ends, and the daemon that it started goes to the parent of orphans. Only then does the
+//! service manager hear of it: systemd waits for the end of its own children alone, and kills what is not one at once
+//! when it is to stop. A SIGTERM that comes while this goes on is for the daemon that then serves.
 //!
 //! ```text
 //! bin/gantry        what a service manager starts (0700): the binary of the last start that was installed or upgraded
 //! bin/gantry.new    staged by `gantry daemon upgrade`; renamed once its daemon serves
 //! ```
 
+mod start;
+
 use std::ffi::OsString;
-use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use durable::Lock;
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::FdFlags;
+use serde::{Deserialize, Serialize};
 
 use super::control::Replacement;
 use super::state::State;
 use super::systemd;
-use crate::access::{installed_binary, staged_binary};
 use crate::control::{Answer, write_line};
-use crate::launch::{READY_VARIABLE, Started};
+use crate::launch::READY_VARIABLE;
+use start::{Takeover, keep_open};
 
 /// Names the descriptor that holds the state folder's lock, for a process that is given it.
 const LOCK_VARIABLE: &str = "GANTRY_LOCK_FD";
 /// Names the descriptor on which the command waits that asked for the replacement.
 const ASKER_VARIABLE: &str = "GANTRY_ASKER_FD";
+/// Names the descriptor on which the child says how it went.
+const OUTCOME_VARIABLE: &str = "GANTRY_OUTCOME_FD";
 /// What a new daemon is given at least, and what the old one is given to start again.
 const DEADLINE_MIN: Duration = Duration::from_secs(1);
 const BACK_WITHIN: Duration = Duration::from_secs(120);
@@ -44,6 +54,16 @@ const BACK_WITHIN: Duration = Duration::from_secs(120);
 const LINE_BYTES_MAX: u64 = 64 * 1024;
 /// How long a command may take to read how it went.
 const TELL_WITHIN: Duration = Duration::from_secs(5);
+/// How long a daemon may take to end that is told to as soon as it serves.
+const STOP_WITHIN: Duration = Duration::from_secs(30);
+
+/// What the child says.
+#[derive(Debug, Serialize, Deserialize)]
+struct Outcome {
+    answer: Answer,
+    /// The daemon that serves.
+    daemon: Option<u32>,
+}
 
 /// Takes the state folder's lock, or takes it over from the daemon before. The answer's second part says which.
 pub fn lock(state: &State) -> Result<(Lock, bool)> {
@@ -78,6 +98,7 @@ pub fn hand_over(state: &State, lock: &Lock, replacement: Replacement) -> anyhow
             .env(LOCK_VARIABLE, lock.as_raw_fd().to_string())
             .env(ASKER_VARIABLE, asker.as_raw_fd().to_string())
             .env_remove(READY_VARIABLE);
+        stops().thread_block().context("hold stops back")?;
         Ok(command.exec())
     };
     match run() {
@@ -101,7 +122,16 @@ pub fn main(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let dir = PathBuf::from(dir);
     let _ = super::log::start(&crate::access::log_path(&dir));
     let takeover = Takeover { dir, lock, within: within.max(DEADLINE_MIN) };
-    let (answer, daemon) = takeover.run(Path::new(&binary));
+    let binary = Path::new(&binary);
+    if let Some(outcome) = inherited(OUTCOME_VARIABLE) {
+        let (answer, daemon) = takeover.run(binary);
+        let said = write_line(&mut std::fs::File::from(outcome), &Outcome { answer, daemon });
+        return if said.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
+    let Outcome { answer, daemon } = delegate(&takeover, binary).unwrap_or_else(|error| Outcome {
+        answer: Answer::Down { error: format!("{error:#}") },
+        daemon: None,
+    });
     tracing::info!(?answer, "the daemon was replaced, or was to be");
     if let Some(pid) = daemon {
         systemd::notify(&format!("MAINPID={pid}\nREADY=1"));
@@ -113,130 +143,72 @@ pub fn main(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
             tracing::info!(%error, "the command that asked is gone");
         }
     }
-    if daemon.is_some() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
-}
-
-struct Takeover {
-    dir: PathBuf,
-    lock: OwnedFd,
-    within: Duration,
-}
-
-impl Takeover {
-    /// Starts the new daemon, or else the old one. What is to be said about it, and the process that serves.
-    fn run(&self, binary: &Path) -> (Answer, Option<u32>) {
-        let own = Path::new("/proc/self/exe");
-        let error = match self.start(binary, self.within) {
-            Ok((pid, version)) => {
-                if binary == staged_binary(&self.dir)
-                    && let Err(error) = durable::rename(binary, &installed_binary(&self.dir))
-                {
-                    tracing::error!(%error, "keep the new binary for later starts");
-                }
-                return (Answer::Replaced { version }, Some(pid));
-            }
-            Err(error) => format!("{error:#}"),
-        };
-        tracing::error!(error, "the new daemon did not start; the old one does again");
-        if binary == staged_binary(&self.dir) {
-            let _ = durable::remove(binary);
+    match daemon {
+        Some(pid) if stop_came() => {
+            tracing::info!(pid, "a stop came meanwhile");
+            stop(pid).map_or_else(
+                |error| {
+                    tracing::error!(%error, pid, "stop the daemon");
+                    ExitCode::FAILURE
+                },
+                |()| ExitCode::SUCCESS,
+            )
         }
-        match self.start(own, BACK_WITHIN) {
-            Ok((pid, _)) => (Answer::WentBack { error }, Some(pid)),
-            Err(again) => (Answer::Down { error: format!("{error}; and the old one: {again:#}") }, None),
-        }
-    }
-
-    /// Starts a daemon from that binary and waits until it serves; its process and release.
-    fn start(&self, binary: &Path, within: Duration) -> Result<(u32, String)> {
-        let (read, write) =
-            rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context("make a pipe")?;
-        let said = self.dir.join("logs/daemon.stderr");
-        let output = File::create(&said).or_else(|_| File::options().write(true).open("/dev/null"));
-        let output = output.context("open the daemon's output")?;
-        let mut child = self.spawn(binary, write, output).context("run it")?;
-        let answer = wait(read, within);
-        match answer {
-            Ok(Some(Started::Ready { version })) => Ok((child.id(), version)),
-            Ok(Some(Started::Failed { error, .. })) => {
-                end(&mut child);
-                bail!("{error}")
-            }
-            Ok(None) => {
-                let status = end(&mut child);
-                let text = fs::read(&said).unwrap_or_default();
-                let text = String::from_utf8_lossy(&text);
-                let last = text.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("it said nothing");
-                bail!("it ended before it served ({status}): {last}")
-            }
-            Err(error) => {
-                end(&mut child);
-                Err(error)
-            }
-        }
-    }
-
-    fn spawn(&self, binary: &Path, ready: OwnedFd, output: File) -> io::Result<Child> {
-        let lock = self.lock.try_clone()?;
-        let mut command = Command::new(binary);
-        command
-            .arg0("gantry")
-            .args(["daemon", "run", "--state-dir"])
-            .arg(&self.dir)
-            .env(LOCK_VARIABLE, lock.as_raw_fd().to_string())
-            .env(READY_VARIABLE, ready.as_raw_fd().to_string())
-            .env_remove(ASKER_VARIABLE)
-            .current_dir("/")
-            .stdin(Stdio::null())
-            .stdout(output.try_clone()?)
-            .stderr(output);
-        let descriptors = [lock.as_raw_fd(), ready.as_raw_fd()];
-        // SAFETY: between fork and exec only setsid and fcntl are called, which are async-signal-safe and allocate
-        // nothing; both descriptors are open until after spawn.
-        unsafe {
-            command.pre_exec(move || {
-                // Not an error for who leads a session already, and a new process never does.
-                let _ = rustix::process::setsid();
-                for descriptor in descriptors {
-                    rustix::io::fcntl_setfd(BorrowedFd::borrow_raw(descriptor), FdFlags::empty())?;
-                }
-                Ok(())
-            });
-        }
-        command.spawn()
+        Some(_) => ExitCode::SUCCESS,
+        None => ExitCode::FAILURE,
     }
 }
 
-/// Waits for the line that a daemon says about its start; `None` if it ended without one.
-fn wait(read: OwnedFd, within: Duration) -> Result<Option<Started>> {
-    let deadline = Instant::now() + within;
-    let mut file = File::from(read);
-    let mut line = Vec::new();
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let timeout = Timespec::try_from(left).context("the deadline")?;
-        let mut wanted = [PollFd::from_borrowed_fd(file.as_fd(), PollFlags::IN)];
-        match rustix::event::poll(&mut wanted, Some(&timeout)) {
-            Err(rustix::io::Errno::INTR) => continue,
-            Err(error) => return Err(error).context("wait for it"),
-            Ok(0) => bail!("it did not serve within {} s", within.as_secs_f64()),
-            Ok(_) => {}
-        }
-        let mut part = [0; 4096];
-        let count = file.read(&mut part).context("hear from it")?;
-        line.extend_from_slice(&part[..count]);
-        if line.ends_with(b"\n") {
-            return serde_json::from_slice(&line).map(Some).context("understand what it said");
-        }
-        if count == 0 || line.len() as u64 > LINE_BYTES_MAX {
-            return Ok(None);
-        }
-    }
+/// Has a child start the daemon. When it returns the child has ended, and the daemon is no descendant of this process.
+fn delegate(takeover: &Takeover, binary: &Path) -> Result<Outcome> {
+    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context("make a pipe")?;
+    let mut command = Command::new("/proc/self/exe");
+    command
+        .arg0("gantry")
+        .arg("takeover")
+        .arg(&takeover.dir)
+        .arg(binary)
+        .arg(takeover.within.as_millis().to_string())
+        .env(LOCK_VARIABLE, takeover.lock.as_raw_fd().to_string())
+        .env(OUTCOME_VARIABLE, write.as_raw_fd().to_string())
+        .env_remove(ASKER_VARIABLE)
+        .stdin(Stdio::null());
+    // SAFETY: between fork and exec one system call is made, and nothing is allocated.
+    unsafe { command.pre_exec(|| stops().thread_unblock().map_err(io::Error::from)) };
+    keep_open(&mut command, [takeover.lock.as_raw_fd(), write.as_raw_fd()]);
+    let mut child = command.spawn().context("start what starts the daemon")?;
+    drop(write);
+    let mut said = Vec::new();
+    std::fs::File::from(read).take(LINE_BYTES_MAX).read_to_end(&mut said).context("hear how it went")?;
+    let status = child.wait().context("wait for what starts the daemon")?;
+    serde_json::from_slice(&said).with_context(|| format!("what starts the daemon ended ({status})"))
 }
 
-fn end(child: &mut Child) -> String {
-    let _ = child.kill();
-    child.wait().map_or_else(|error| error.to_string(), |status| status.to_string())
+/// The signals by which a service manager stops the daemon.
+fn stops() -> SigSet {
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGTERM);
+    signals
+}
+
+/// Whether one of them was held back.
+fn stop_came() -> bool {
+    let held = SignalFd::with_flags(&stops(), SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC);
+    held.and_then(|held| held.read_signal()).is_ok_and(|signal| signal.is_some())
+}
+
+/// Ends the daemon in order, and waits for it.
+fn stop(pid: u32) -> io::Result<()> {
+    let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
+    let pid = pid.ok_or(io::ErrorKind::InvalidInput)?;
+    let process = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?;
+    rustix::process::pidfd_send_signal(&process, rustix::process::Signal::TERM)?;
+    let timeout = Timespec::try_from(STOP_WITHIN).map_err(io::Error::other)?;
+    let mut wanted = [PollFd::from_borrowed_fd(process.as_fd(), PollFlags::IN)];
+    match rustix::event::poll(&mut wanted, Some(&timeout))? {
+        0 => Err(io::ErrorKind::TimedOut.into()),
+        _ => Ok(()),
+    }
 }
 
 /// The descriptor that a variable names, if it is open.
@@ -251,75 +223,4 @@ fn inherited(variable: &str) -> Option<OwnedFd> {
     let descriptor = unsafe { OwnedFd::from_raw_fd(number) };
     rustix::io::fcntl_setfd(&descriptor, FdFlags::CLOEXEC).ok()?;
     Some(descriptor)
-}
-
-#[cfg(test)]
-mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
-
-    use super::*;
-
-    const LONG: Duration = Duration::from_secs(60);
-
-    struct Folder {
-        dir: tempfile::TempDir,
-        lock: Lock,
-    }
-
-    impl Folder {
-        fn new() -> Self {
-            let dir = tempfile::tempdir().unwrap();
-            for name in ["logs", "run"] {
-                fs::create_dir(dir.path().join(name)).unwrap();
-            }
-            let lock = Lock::acquire(&dir.path().join("run/daemon.lock")).unwrap();
-            Self { dir, lock }
-        }
-
-        /// What comes of starting a shell script as the new daemon.
-        fn start(&self, script: &str, within: Duration) -> Result<(u32, String)> {
-            let path = self.dir.path().join("binary");
-            // A file that is written cannot be executed, and another test's fork may hold this one open.
-            let staged = path.with_extension("staged");
-            fs::write(&staged, format!("#!/bin/sh\n{script}\n")).unwrap();
-            fs::set_permissions(&staged, fs::Permissions::from_mode(0o700)).unwrap();
-            fs::rename(&staged, &path).unwrap();
-            let lock = self.lock.pass_on().unwrap();
-            Takeover { dir: self.dir.path().to_owned(), lock, within }.start(&path, within)
-        }
-    }
-
-    #[test]
-    fn a_daemon_that_says_that_it_serves_has_the_lock_and_stays() {
-        let folder = Folder::new();
-        let script = "test -e /proc/self/fd/$GANTRY_LOCK_FD || exit 1\n\
-                      echo '{\"ready\":{\"version\":\"9.0.0\"}}' > /proc/self/fd/$GANTRY_READY_FD\nexec sleep 600";
-        let (pid, version) = folder.start(script, LONG).unwrap();
-        assert_eq!(version, "9.0.0");
-        let Folder { dir, lock } = folder;
-        drop(lock);
-        let file = File::open(dir.path().join("run/daemon.lock")).unwrap();
-        assert!(Lock::is_held(&file).unwrap(), "the new daemon holds it");
-        let pid = rustix::process::Pid::from_raw(pid as i32).unwrap();
-        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
-        let _ = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty());
-    }
-
-    #[test]
-    fn a_daemon_that_does_not_serve_is_ended_and_it_is_said_why() {
-        let folder = Folder::new();
-        let said = |script: &str, within| format!("{:#}", folder.start(script, within).unwrap_err());
-        let error = said("echo first >&2; echo boom >&2; exit 7", LONG);
-        assert!(error.contains("exit status: 7") && error.ends_with("boom"), "{error}");
-        let script = "echo '{\"failed\":{\"error\":\"no store\",\"hint\":null}}' > /proc/self/fd/$GANTRY_READY_FD\nsleep 600";
-        assert_eq!(said(script, LONG), "no store");
-        let error = said("exec sleep 600", Duration::from_millis(50));
-        assert!(error.contains("did not serve within"), "{error}");
-        assert!(said("echo what > /proc/self/fd/$GANTRY_READY_FD", LONG).contains("understand what it said"));
-        assert!(
-            Takeover { dir: folder.dir.path().into(), lock: folder.lock.pass_on().unwrap(), within: LONG }
-                .start(&folder.dir.path().join("absent"), LONG)
-                .is_err()
-        );
-    }
 }

@@ -81,7 +81,8 @@ ExecStart={binary} daemon run --state-dir {state_dir}
 Restart=on-failure
 RestartSec=50ms
 TimeoutStartSec=120
-TimeoutStopSec=30
+# Less than `gantry daemon stop` waits.
+TimeoutStopSec=25
 # Containers, their keepers and the proxy outlive the daemon, and are in cgroups of their own.
 KillMode=process
 Delegate=yes

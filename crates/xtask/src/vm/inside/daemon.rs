@@ -13,7 +13,7 @@ use crate::bench::api::{Api, Connection};
 
 pub(super) const STATE: &str = "/var/lib/gantry";
 pub(super) const UNIT: &str = "gantry.service";
-const GANTRY: &str = "/payload/bin/gantry";
+pub(super) const GANTRY: &str = "/payload/bin/gantry";
 /// The program that is served.
 const PROGRAM: &str = "hello";
 /// How long the daemon may take to serve, in a machine that QEMU's translator executes on a busy host.
@@ -21,35 +21,9 @@ const READY: Duration = Duration::from_secs(900);
 /// Between two looks at what nobody announces.
 const LOOK: Duration = Duration::from_millis(10);
 
-/// What `gantry daemon install` has to amount to, for a gantry that does not have it.
-const PLAIN_UNIT: &str = "\
-[Unit]
-Description=gantry
-After=network.target local-fs.target
-[Service]
-ExecStart=/payload/bin/gantry daemon run
-KillMode=process
-Delegate=yes
-TasksMax=infinity
-OOMPolicy=continue
-LimitNOFILE=524288
-Restart=always
-RestartSec=100ms
-[Install]
-WantedBy=multi-user.target
-";
-
 /// Installs the unit, deploys the program and waits until it answers.
 pub(super) fn prepare() -> Result<()> {
-    let knows = Command::new(GANTRY).args(["daemon", "install", "--help"]).output()?.status.success();
-    if knows {
-        run(Command::new(GANTRY).args(["daemon", "install"]))?;
-    } else {
-        crate::print("this gantry has no `daemon install`: a plain unit is used");
-        std::fs::write(format!("/etc/systemd/system/{UNIT}"), PLAIN_UNIT)?;
-        run(Command::new("systemctl").args(["daemon-reload"]))?;
-        run(Command::new("systemctl").args(["enable", "--now", UNIT]))?;
-    }
+    run(Command::new(GANTRY).args(["daemon", "install"]))?;
     ready()?;
     let hello = crate::tidy::root()?.join("examples/hello");
     run(Command::new(GANTRY).arg("up").arg(hello).args(["--name", PROGRAM, "--timeout", "20m"]))?;

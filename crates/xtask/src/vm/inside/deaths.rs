@@ -22,25 +22,20 @@ pub(super) struct Arguments {
     times: u32,
 }
 
+/// What became of new connections.
 #[derive(Default)]
-struct Counts {
-    answered: u64,
-    refused: u64,
+pub(super) struct Counts {
+    pub(super) answered: u64,
+    pub(super) refused: u64,
     /// Those that were connected and then cut.
-    cut: u64,
+    pub(super) cut: u64,
     longest: Duration,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let address = daemon::answers()?;
-    let stop = AtomicBool::new(false);
-    let counts = std::thread::scope(|scope| {
-        let client = scope.spawn(|| connect(address, &stop));
-        let killed =
-            (0..arguments.times).try_for_each(|round| kill().with_context(|| format!("death {round}")));
-        stop.store(true, Ordering::Relaxed);
-        let counts = client.join().map_err(|_| anyhow::anyhow!("the client panicked"));
-        killed.and(counts)
+    let counts = while_connecting(address, || {
+        (0..arguments.times).try_for_each(|round| kill().with_context(|| format!("death {round}")))
     })?;
     crate::print(&format!(
         "{} deaths of daemon and proxy together: {} new connections answered, {} refused, {} cut, longest wait {} ms",
@@ -50,7 +45,20 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
         counts.cut,
         counts.longest.as_millis()
     ));
+    ensure!(counts.answered > 0 && counts.refused == 0, "{} connections were refused", counts.refused);
     daemon::settled()
+}
+
+/// Does the work while a client makes one new connection after the other.
+pub(super) fn while_connecting(address: SocketAddr, work: impl FnOnce() -> Result<()>) -> Result<Counts> {
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let client = scope.spawn(|| connect(address, &stop));
+        let done = work();
+        stop.store(true, Ordering::Relaxed);
+        let counts = client.join().map_err(|_| anyhow::anyhow!("the client panicked"));
+        done.and(counts)
+    })
 }
 
 fn connect(address: SocketAddr, stop: &AtomicBool) -> Counts {
@@ -94,7 +102,8 @@ fn kill() -> Result<()> {
     daemon::answers().map(drop)
 }
 
-fn main_pid() -> Result<i32> {
+/// The daemon as systemd knows it.
+pub(super) fn main_pid() -> Result<i32> {
     let mut show = Command::new("systemctl");
     show.args(["show", daemon::UNIT, "--value", "--property", "MainPID"]);
     Ok(daemon::run(&mut show)?.trim().parse()?)

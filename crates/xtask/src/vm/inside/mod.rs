@@ -6,6 +6,7 @@ mod deaths;
 mod first;
 mod journal;
 mod ledger;
+mod unit;
 
 use anyhow::Result;
 
@@ -35,6 +36,8 @@ enum Part {
     First,
     /// Tell what the first answer took
     Took,
+    /// Upgrade, restart, stop and uninstall the unit
+    Unit,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<()> {
@@ -46,5 +49,6 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
         Part::Deaths(arguments) => deaths::run(arguments),
         Part::First => first::wait(),
         Part::Took => first::tell(),
+        Part::Unit => unit::life(),
     }
 }

@@ -46,6 +46,11 @@ pub(crate) const SUITES: &[Suite] = &[
         run: ladder,
     },
     Suite {
+        name: "unit",
+        about: "the unit under systemd: install, upgrade, restart, stop, uninstall",
+        run: survival::unit,
+    },
+    Suite {
         name: "reboot",
         about: "reboots under writes: the unit starts, the program serves",
         run: survival::reboot,

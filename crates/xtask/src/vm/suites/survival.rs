@@ -173,6 +173,13 @@ fn refusal(machine: &mut Machine) -> Result<String> {
     }
 }
 
+pub(super) fn unit(trial: &Trial) -> Result<String> {
+    let lab = Lab::new(trial)?;
+    let mut machine = lab.prepared()?;
+    let said = inside(&mut machine, &["unit"])?;
+    Ok(said.trim().replace('\n', "; "))
+}
+
 pub(super) fn clock(trial: &Trial) -> Result<String> {
     let lab = Lab::new(trial)?;
     let mut machine = lab.prepared()?;
