@@ -148,15 +148,25 @@ async fn comes_up(state_dir: &Path, within: Duration) -> Result<ComesUp> {
 const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Whether a daemon serves this state folder. An open port says nothing: the proxy holds the daemon's sockets open
-/// while no daemon runs, so that nobody is refused until the next one is there.
+/// while no daemon runs, so that nobody is refused until the next one is there. One that was asked and then died never
+/// answers, and is not waited for.
 pub async fn answers(state_dir: &Path) -> Result<bool> {
     let Some(endpoints) = access::Endpoints::read(state_dir)? else { return Ok(false) };
-    if rustix::process::geteuid().is_root() && holder(state_dir)?.is_none() {
+    let sees_lock = rustix::process::geteuid().is_root();
+    if sees_lock && holder(state_dir)?.is_none() {
         return Ok(false);
     }
     let Some(address) = endpoints.console_address() else { return Ok(false) };
-    let answer = console::request(address, http::Method::GET, "/healthz", ANSWER_DEADLINE).await;
-    Ok(answer.is_ok_and(|(status, _)| status.is_success()))
+    let answer = console::request(address, http::Method::GET, "/healthz", ANSWER_DEADLINE);
+    let gone = async {
+        while let Ok(Some(_)) = holder(state_dir) {
+            tokio::time::sleep(ASK_AGAIN).await;
+        }
+    };
+    tokio::select! {
+        answer = answer => Ok(answer.is_ok_and(|(status, _)| status.is_success())),
+        () = gone, if sees_lock => Ok(false),
+    }
 }
 
 /// Starts a daemon in a session of its own.
@@ -361,12 +371,17 @@ mod tests {
         let (up, _stream) = tokio::join!(comes_up(state.path(), START_DEADLINE), daemon);
         assert_eq!(up.unwrap(), ComesUp::Serves);
         // One that was killed holds the lock a little longer than it answers.
+        // Its socket stays open, as the proxy has it too: whoever asked is not told of the end.
+        tokio::time::pause();
+        let asked = tokio::time::Instant::now();
         let dies = async {
-            drop(listener.accept().await.unwrap());
+            let asking = listener.accept().await.unwrap();
             drop(lock);
+            asking
         };
-        let (up, ()) = tokio::join!(comes_up(state.path(), START_DEADLINE), dies);
+        let (up, _asking) = tokio::join!(comes_up(state.path(), START_DEADLINE), dies);
         assert_eq!(up.unwrap(), ComesUp::Gone);
+        assert!(asked.elapsed() < ANSWER_DEADLINE, "the question was waited out");
     }
 
     #[test]

@@ -22,12 +22,16 @@ use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, watch};
 
+use crate::spawn::Process;
+
 /// Of the protocol; a change that an older side cannot pass over raises it.
 const VERSION: u32 = 1;
 const MESSAGE_BYTES_MAX: usize = 16 * 1024;
 /// Listeners of one side.
 const LISTENERS_MAX: usize = 16 * 1024;
 const ESTABLISH_WITHIN: Duration = Duration::from_secs(10);
+/// How long a proxy that runs already may take to answer a daemon that has just started. A start has a deadline of its own.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
 /// Why a link did not come about, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -470,8 +474,20 @@ fn socket() -> io::Result<OwnedFd> {
     Ok(rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?)
 }
 
-/// Links to the proxy that runs for this state folder; `None` if none does. For a daemon that has just started.
-pub async fn connect(state_dir: &Path, holder: &Holder, scope: &Scope) -> Result<Option<Link>, Error> {
+/// Who is behind the socket of a state folder's proxy.
+#[derive(Debug)]
+pub enum Found {
+    /// Nobody.
+    Nobody,
+    /// A proxy, and the link with it.
+    Linked(Link),
+    /// A process with which no link came about: it is stopped or stuck, ends, or speaks otherwise. What it listens on
+    /// nobody else can have.
+    Unlinked { process: Process, error: Error },
+}
+
+/// Links to the proxy that runs for this state folder. For a daemon that has just started.
+pub async fn connect(state_dir: &Path, holder: &Holder, scope: &Scope) -> Result<Found, Error> {
     let path = path(state_dir);
     let dial = || -> io::Result<OwnedFd> {
         let socket = socket()?;
@@ -479,12 +495,33 @@ pub async fn connect(state_dir: &Path, holder: &Holder, scope: &Scope) -> Result
         rustix::net::connect(&socket, &SocketAddrUnix::new(&short)?)?;
         Ok(socket)
     };
-    match dial() {
-        Ok(socket) => Link::establish(socket, holder, scope).await.map(Some),
+    let socket = match dial() {
+        Ok(socket) => socket,
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
-            Ok(None)
+            return Ok(Found::Nobody);
         }
-        Err(source) => Err(Error::Socket { path, source }),
+        Err(source) => return Err(Error::Socket { path, source }),
+    };
+    let process = listening(&socket);
+    let linked = tokio::time::timeout(ANSWER_WITHIN, Link::establish(socket, holder, scope)).await;
+    match (linked.unwrap_or(Err(Error::Late)), process) {
+        (Ok(link), _) => Ok(Found::Linked(link)),
+        (Err(error), Some(process)) => Ok(Found::Unlinked { process, error }),
+        (Err(error), None) => Err(error),
+    }
+}
+
+/// The process that listens behind a connected socket, whether it accepts or not.
+fn listening(socket: &OwnedFd) -> Option<Process> {
+    let credentials = rustix::net::sockopt::socket_peercred(socket).ok()?;
+    let process = Process::attach(credentials.pid.as_raw_nonzero().get().unsigned_abs()).ok()?;
+    // Held by now, the number cannot become another's. It was not before either if the socket is still open: its one
+    // owner was there all the time.
+    let flags = rustix::net::RecvFlags::PEEK | rustix::net::RecvFlags::DONTWAIT;
+    match rustix::net::recv(socket, &mut [0], flags) {
+        Ok((_, count)) if count > 0 => Some(process),
+        Err(rustix::io::Errno::AGAIN) => Some(process),
+        _ => None,
     }
 }
 
@@ -541,6 +578,22 @@ mod tests {
         tokio::time::timeout(WITHIN, wait).await.expect("it happens in time");
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn who_listens_but_never_answers_is_found() {
+        let (dir, scope) = (tempfile::tempdir().unwrap(), Scope::new("test"));
+        std::fs::create_dir(dir.path().join("run")).unwrap();
+        let daemon = Holder::new("daemon", "1");
+        let found = connect(dir.path(), &daemon, &scope).await.unwrap();
+        assert!(matches!(found, Found::Nobody));
+        // As a proxy that is stopped: the kernel takes the connection, and nothing reads from it.
+        let listener = listen(dir.path()).unwrap();
+        let found = connect(dir.path(), &daemon, &scope).await.unwrap();
+        let Found::Unlinked { process, error: Error::Late } = found else { panic!("{found:?}") };
+        assert_eq!(process.pid(), std::process::id());
+        drop(listener);
+        assert!(matches!(connect(dir.path(), &daemon, &scope).await.unwrap(), Found::Nobody));
+    }
+
     #[tokio::test]
     async fn each_side_s_listeners_outlive_it() {
         let daemon = Holder::new("daemon", "1");
@@ -583,7 +636,7 @@ mod tests {
         std::fs::create_dir(folder.path().join("run")).unwrap();
         let scope = Scope::new("test");
         let first = Holder::new("daemon", "1");
-        assert!(connect(folder.path(), &first, &scope).await.unwrap().is_none());
+        assert!(matches!(connect(folder.path(), &first, &scope).await.unwrap(), Found::Nobody));
         let proxy = Holder::new("proxy-1", "1");
         let listener = listen(folder.path()).unwrap();
         let api = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -592,7 +645,7 @@ mod tests {
         let (one, _accepted) = tokio::join!(connect(folder.path(), &first, &daemons), async {
             Link::establish(accept(&listener).await.unwrap(), &proxy, &scope).await.unwrap()
         });
-        let one = one.unwrap().unwrap();
+        let Ok(Found::Linked(one)) = one else { panic!("{one:?}") };
         until(|| proxy.kept() == 1).await;
         // The daemon dies.
         drop((first, one));
@@ -601,7 +654,7 @@ mod tests {
         let (two, _accepted) = tokio::join!(connect(folder.path(), &second, &scope), async {
             Link::establish(accept(&listener).await.unwrap(), &proxy, &scope).await.unwrap()
         });
-        two.unwrap().unwrap();
+        assert!(matches!(two, Ok(Found::Linked(_))));
         let back = TcpListener::from(second.take_back("api").unwrap());
         assert_eq!(back.local_addr().unwrap(), api.local_addr().unwrap());
         assert!(second.take_back("api").is_none());

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use ::proxy::handover::{self, Holder, Link};
+use ::proxy::handover::{self, Found, Holder, Link};
 use ::proxy::spawn::{self, Process};
 use anyhow::{Context, Result, bail};
 use lifecycle::Scope;
@@ -100,9 +100,26 @@ impl Kept {
     pub async fn take(state: &State, stored: Vec<(String, OwnedFd)>, scope: &Scope) -> Self {
         let holder = Holder::new("daemon", VERSION);
         let link = match handover::connect(&state.dir, &holder, scope).await {
-            Ok(link) => link,
+            Ok(Found::Nobody) => None,
+            Ok(Found::Linked(link)) => Some(link),
+            // Whatever it holds nobody else can have: the API's port, say.
+            Ok(Found::Unlinked { process, error }) => {
+                let (pid, error) = (process.pid(), format!("{:#}", anyhow::Error::from(error)));
+                tracing::warn!(
+                    pid,
+                    error,
+                    "the running proxy does not answer: it is ended and another one started"
+                );
+                if !end(process).await {
+                    tracing::error!(pid, "the proxy does not end, and keeps its listeners");
+                }
+                None
+            }
             Err(error) => {
-                tracing::warn!(error = %anyhow::Error::from(error), "the running proxy does not answer");
+                tracing::warn!(
+                    error = format!("{:#}", anyhow::Error::from(error)),
+                    "look for a running proxy"
+                );
                 None
             }
         };
@@ -298,9 +315,17 @@ fn own_binary() -> PathBuf {
 async fn leave(mut old: Running) {
     if tokio::time::timeout(DRAIN_WITHIN + END_WITHIN, old.process.exited()).await.is_err() {
         tracing::warn!(pid = old.process.pid(), "the old proxy did not end in time, and is ended");
-        let _ = old.process.kill();
-        let _ = old.process.exited().await;
+        end(old.process).await;
     }
+}
+
+/// Ends a proxy at once, stopped or not; whether it has ended.
+pub(super) async fn end(mut process: Process) -> bool {
+    if let Err(error) = process.kill() {
+        // As when it has ended already.
+        tracing::debug!(%error, pid = process.pid(), "kill a proxy");
+    }
+    matches!(tokio::time::timeout(END_WITHIN, process.exited()).await, Ok(Ok(())))
 }
 
 /// The process's number, for people and scripts; the daemon itself goes by the process's descriptor.
@@ -314,5 +339,20 @@ fn note(state: &State, pid: u32) {
         .or_else(|_| OpenOptions::new().write(true).open(&path)?.write_all(format!("{text}\n").as_bytes()));
     if let Err(error) = written {
         tracing::warn!(%error, "note the proxy's process id");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_stopped_process_is_ended_too() {
+        let mut child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).unwrap();
+        assert!(end(Process::attach(child.id()).unwrap()).await);
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&child.wait().unwrap()), Some(9));
+        assert!(Process::attach(child.id()).is_err(), "it has been reaped");
     }
 }

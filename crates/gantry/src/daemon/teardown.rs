@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
+use ::proxy::handover::Found;
 use ::proxy::spawn::Process;
 use anyhow::{Context, Result, bail};
 use futures::future::join_all;
@@ -16,7 +17,7 @@ use crate::context::Removed;
 
 /// SIGTERM's signal number.
 const TERMINATE: i32 = 15;
-/// How long programs get to end by themselves, and the proxy to end when it is killed.
+/// How long programs get to end by themselves.
 const GRACE: Duration = Duration::from_secs(10);
 /// How long a keeper may take to answer, and a container to be killed and taken away.
 const CONTAINER_DEADLINE: Duration = Duration::from_secs(10);
@@ -119,27 +120,16 @@ async fn proxy(state: &State) -> Result<Option<String>> {
     let scope = lifecycle::Scope::new("teardown");
     let holder = ::proxy::handover::Holder::new("teardown", "");
     // The process behind the state folder's own socket is ours; a number in a file might be anybody's by now.
-    let found = match timeout(GRACE, ::proxy::handover::connect(&state.dir, &holder, &scope)).await {
-        Ok(link) => link.context("find the proxy")?.map(|link| Process::attach(link.pid())).transpose(),
-        // It has a socket, but does not answer: stopped, or stuck.
-        Err(_) => noted(state).transpose(),
+    let found = ::proxy::handover::connect(&state.dir, &holder, &scope).await.context("find the proxy")?;
+    let process = match found {
+        Found::Nobody => return Ok(None),
+        Found::Linked(link) => Process::attach(link.pid()).context("find the proxy")?,
+        // Stopped, or stuck.
+        Found::Unlinked { process, .. } => process,
     };
-    let Some(mut process) = found.context("find the proxy")? else {
-        return Ok(None);
-    };
-    process.kill().context("end the proxy")?;
-    if timeout(GRACE, process.exited()).await.is_err() {
-        bail!("the proxy (process {}) did not end", process.pid());
+    let pid = process.pid();
+    if !super::proxy::end(process).await {
+        bail!("the proxy (process {pid}) did not end");
     }
-    Ok(Some(format!("proxy {}", process.pid())))
-}
-
-/// The process that the daemon noted as the proxy, if it is one of this state folder.
-fn noted(state: &State) -> Option<std::io::Result<Process>> {
-    let pid = std::fs::read_to_string(state.run("proxy.pid")).ok()?.trim().parse::<u32>().ok()?;
-    let process = Process::attach(pid);
-    // Looked at only when it is held, so that the number cannot become another's in between.
-    let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    let ours = [b"\0proxy\0--state-dir\0", state.dir.as_os_str().as_encoded_bytes(), b"\0"].concat();
-    line.windows(ours.len()).any(|part| part == ours).then_some(process)
+    Ok(Some(format!("proxy {pid}")))
 }

@@ -94,6 +94,9 @@ pub(crate) const FIGURES: &[Figure] = &[
     upgrade::FIGURE,
 ];
 
+/// Figures whose peers are there already.
+const UNFETCHED: [&str; 2] = [proxying::FIGURE.name, bounds::FIGURE.name];
+
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     for name in &arguments.figures {
         let names: Vec<_> = FIGURES.iter().map(|figure| figure.name).collect();
@@ -114,7 +117,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 /// Measures the named figures, or all, and prints each row as it comes.
 pub(crate) fn measure(setting: &Setting, names: &[String]) -> Vec<Row> {
     let wanted = |figure: &&'static Figure| names.is_empty() || names.iter().any(|name| name == figure.name);
-    if FIGURES.iter().filter(wanted).any(|figure| figure.peer != NO_PEER) {
+    let fetched = |figure: &Figure| figure.peer != NO_PEER && !UNFETCHED.contains(&figure.name);
+    if FIGURES.iter().filter(wanted).any(fetched) {
         prepare();
     }
     even();

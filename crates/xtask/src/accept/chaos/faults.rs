@@ -11,6 +11,7 @@ use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::step::{Action, Fault, Step};
 use super::world::{PROGRAM, World};
+use crate::sandbox::Sandbox;
 
 /// An action that takes longer hangs.
 const ACTION: Duration = Duration::from_secs(150);
@@ -124,6 +125,7 @@ pub(super) fn strike(world: &World, step: &mut Step, acting: &mut Acting) -> Res
         Fault::Twice => twice(world),
         Fault::StopDaemon => stop(sandbox.daemon_pid()?, stopped),
         Fault::StopProxy => stop(sandbox.proxy_pid()?, stopped),
+        Fault::HungProxy => hung(sandbox),
         Fault::FullDisk => {
             let disk = sandbox.disk()?;
             disk.fill()?;
@@ -162,9 +164,23 @@ fn twice(world: &World) -> Result<()> {
     sandbox.ok(["daemon", "start"]).map(drop)
 }
 
-fn stop(pid: Pid, how_long: Duration) -> Result<()> {
+/// A proxy that nobody lets go on must not keep a daemon from starting.
+fn hung(sandbox: &Sandbox) -> Result<()> {
+    let (daemon, proxy) = (sandbox.daemon_pid()?, sandbox.proxy_pid()?);
+    pidfd_send_signal(handle(proxy)?, Signal::STOP)?;
+    sandbox.kill(daemon)?;
+    sandbox.ok(["daemon", "start"])?;
+    ensure!(sandbox.proxy_pid()? != proxy, "the stopped proxy is still the proxy");
+    Ok(())
+}
+
+fn handle(pid: Pid) -> Result<std::os::fd::OwnedFd> {
     let process = rustix::process::Pid::from_raw(pid.as_raw()).context("no process id")?;
-    let handle = pidfd_open(process, PidfdFlags::empty()).context("find the process")?;
+    pidfd_open(process, PidfdFlags::empty()).context("find the process")
+}
+
+fn stop(pid: Pid, how_long: Duration) -> Result<()> {
+    let handle = handle(pid)?;
     pidfd_send_signal(&handle, Signal::STOP)?;
     std::thread::sleep(how_long);
     pidfd_send_signal(&handle, Signal::CONT)?;

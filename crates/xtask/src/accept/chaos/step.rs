@@ -37,11 +37,13 @@ pub(super) enum Fault {
     /// The daemon is stopped and goes on later.
     StopDaemon,
     StopProxy,
+    /// The proxy is stopped for good, and the daemon dies.
+    HungProxy,
     FullDisk,
 }
 
 impl Fault {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Daemon,
         Self::Proxy,
         Self::Keeper,
@@ -50,12 +52,13 @@ impl Fault {
         Self::Twice,
         Self::StopDaemon,
         Self::StopProxy,
+        Self::HungProxy,
         Self::FullDisk,
     ];
 
     /// Whether every request to a program that nobody touches has to be answered.
     pub(super) fn loses_nothing(self) -> bool {
-        !matches!(self, Self::Proxy | Self::Both | Self::StopProxy)
+        !matches!(self, Self::Proxy | Self::Both | Self::StopProxy | Self::HungProxy)
     }
 }
 
