@@ -425,7 +425,8 @@ impl<'a> Import<'a> {
         if !self.verified.insert((layer.clone(), diff_id.clone())) {
             return Ok(());
         }
-        verify(self.open(layer)?, diff_id, self.options.limits)
+        let stored = self.size(layer)?.ok_or_else(|| Error::BlobMissing(layer.clone()))?;
+        verify(self.open(layer)?, diff_id, self.options.limits.of_layer(stored))
             .map_err(|source| Error::Layer { digest: layer.clone(), source })
     }
 }

@@ -143,7 +143,8 @@ impl Store {
         let stream = decompress(blob).map_err(refused)?;
         let hashing = oci::digest::Hashing::new(diff_id.algorithm(), stream);
         let room = Room::at(root).map_err(Error::io("looking for free space below", root))?;
-        let most = Limits::default();
+        // The blob's own size: a manifest may say anything.
+        let most = Limits::default().of_layer(self.size(&layer.digest)?.unwrap_or(0));
         let limits =
             Limits { bytes: most.bytes.min(room.bytes), entries: most.entries.min(room.files), ..most };
         let rest =

@@ -34,6 +34,19 @@ impl Default for Limits {
     }
 }
 
+/// Every layer may unpack to so many bytes,
+const UNPACKED_BYTES: u64 = 1 << 30;
+/// and a large one to so many times its own size. Programs and their files come to 2 to 10; deflate can reach 1,032.
+const UNPACKED_TIMES: u64 = 100;
+
+impl Limits {
+    /// Those of a layer that takes so many bytes as it is stored: what is hardly there cannot be much.
+    pub fn of_layer(self, stored_bytes: u64) -> Self {
+        let most = stored_bytes.saturating_mul(UNPACKED_TIMES).max(UNPACKED_BYTES);
+        Limits { bytes: self.bytes.min(most), ..self }
+    }
+}
+
 /// Why a layer cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -406,6 +419,15 @@ mod tests {
         let mut builder = tar::Builder::new(Vec::new());
         fill(&mut builder);
         builder.into_inner().unwrap()
+    }
+
+    #[test]
+    fn a_small_layer_may_not_be_a_large_one() {
+        let most = |stored| Limits::default().of_layer(stored).bytes;
+        assert_eq!((most(0), most(10 << 20), most(11 << 20)), (1 << 30, 1 << 30, 1100 << 20));
+        assert_eq!(most(u64::MAX), Limits::default().bytes);
+        let strict = Limits { bytes: 7, ..Limits::default() };
+        assert_eq!(strict.of_layer(1 << 40).bytes, 7);
     }
 
     #[test]

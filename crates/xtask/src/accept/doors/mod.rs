@@ -7,6 +7,7 @@ mod api;
 mod certs;
 mod commands;
 mod containers;
+mod images;
 mod modes;
 mod pods;
 mod proxy;
@@ -30,8 +31,16 @@ pub(super) struct Door {
 }
 
 /// Every family.
-const FAMILIES: &[&[Door]] =
-    &[api::DOORS, certs::DOORS, commands::DOORS, containers::DOORS, modes::DOORS, pods::DOORS, proxy::DOORS];
+const FAMILIES: &[&[Door]] = &[
+    api::DOORS,
+    certs::DOORS,
+    commands::DOORS,
+    containers::DOORS,
+    images::DOORS,
+    modes::DOORS,
+    pods::DOORS,
+    proxy::DOORS,
+];
 
 pub(crate) fn run(setting: &Setting) -> Result<Seen> {
     let mut open = Vec::new();
