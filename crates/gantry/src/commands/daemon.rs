@@ -2,6 +2,7 @@
 
 pub mod backup;
 pub mod install;
+pub mod restore;
 pub mod upgrade;
 
 use std::{process::ExitCode, time::Duration};
@@ -77,7 +78,7 @@ enum Action {
     /// Write everything that is to be kept into one file, while the daemon runs
     Backup(backup::Backup),
     /// Make a state folder from a backup
-    Restore(backup::Restore),
+    Restore(restore::Restore),
     /// Say whether it runs, where it listens and where its log is
     Status(output::Output),
 }
@@ -125,7 +126,7 @@ fn daemon(context: &Context, matches: &ArgMatches) -> Result<ExitCode> {
         Action::Upgrade(args) => upgrade::upgrade(context, &args),
         Action::Install => context.block_on(install::install(context)),
         Action::Backup(args) => backup::backup(context, &args),
-        Action::Restore(args) => backup::restore(context, &args),
+        Action::Restore(args) => restore::restore(context, &args),
         Action::Status(output) => context.block_on(status(context, output.format)),
     }
 }

@@ -45,8 +45,11 @@ impl Snapshot {
 
 impl Drop for Snapshot {
     fn drop(&mut self) {
-        if let Err(error) = durable::remove_dir_all(&self.folder) {
-            tracing::warn!(%error, folder = %self.folder.display(), "remove a snapshot");
+        match durable::remove_dir_all(&self.folder) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                tracing::warn!(%error, folder = %self.folder.display(), "remove a snapshot");
+            }
+            _ => {}
         }
     }
 }
@@ -81,8 +84,47 @@ fn folder(state: &State) -> PathBuf {
     state.run("snapshot")
 }
 
+/// What to do about an error of [`Snapshots::take`].
+pub fn hint(error: &anyhow::Error) -> Option<String> {
+    error.chain().any(is_full).then(|| {
+        "free space on the file system of the state folder: a snapshot holds a copy of all objects while it is copied"
+            .to_owned()
+    })
+}
+
+fn is_full(cause: &(dyn std::error::Error + 'static)) -> bool {
+    let io = cause.downcast_ref::<std::io::Error>();
+    cause.is::<Short>() || io.is_some_and(|error| error.kind() == std::io::ErrorKind::StorageFull)
+}
+
+/// There is no room for a snapshot.
+#[derive(Debug, thiserror::Error)]
+#[error("no space left for a snapshot: the objects take {needed} bytes, and {available} are available")]
+struct Short {
+    needed: u64,
+    available: u64,
+}
+
+/// A B-tree's pages are half full at worst, and it has a head.
+const COPY_TIMES: u64 = 2;
+const COPY_BYTES: u64 = 1 << 20;
+
+/// Looked at first: a disk that a snapshot fills is full for everybody else too.
+fn look_for_room(folder: &Path, objects: &store::Snapshot) -> Result<()> {
+    let bytes: u64 =
+        objects.range("/", None).map(|(key, entry)| (key.len() + entry.value.len()) as u64).sum();
+    let needed = bytes * COPY_TIMES + COPY_BYTES;
+    let found = rustix::fs::statvfs(folder).with_context(|| format!("look at {}", folder.display()))?;
+    let available = found.f_bavail.saturating_mul(found.f_frsize);
+    if needed > available {
+        return Err(Short { needed, available }.into());
+    }
+    Ok(())
+}
+
 fn lay_out(state: &State, objects: &store::Snapshot, images: &images::Store, folder: &Path) -> Result<()> {
     use std::os::unix::fs::DirBuilderExt as _;
+    look_for_room(&state.dir, objects)?;
     std::fs::DirBuilder::new().mode(0o700).create(folder).context("make the snapshot's folder")?;
     objects.write_to(&folder.join("store"), keep).context("copy the objects")?;
     let mut in_use = HashSet::new();

@@ -19,6 +19,8 @@ use crate::format::Agreed;
 
 /// How long a client may take to say what it wants.
 const ASK_WITHIN: Duration = Duration::from_secs(5);
+/// How long a command may take to copy a snapshot: until then nobody else gets one.
+const COPIED_WITHIN: Duration = Duration::from_secs(3600);
 /// Connections at a time: commands of one root user.
 const CONNECTIONS_MAX: u64 = 16;
 
@@ -109,22 +111,33 @@ impl Doors {
                     say(&mut stream, &Answer::Refused { error, hint: None }).await
                 }
             },
-            Ask::Snapshot => match self.snapshots.take().await {
-                Ok(snapshot) => {
-                    let folder = snapshot.folder().to_owned();
-                    say(&mut stream, &Answer::Snapshot { folder }).await?;
-                    // The folder goes with `snapshot`, when the command has copied it, or has died.
-                    let _ = stream.read(&mut [0; 1]).await;
-                    Ok(())
-                }
-                Err(error) => {
-                    let error = format!("{error:#}");
-                    say(&mut stream, &Answer::Refused { error, hint: None }).await
-                }
-            },
+            Ask::Snapshot => self.snapshot(stream).await,
             Ask::Unknown => {
                 let error = "this daemon does not know that request".to_owned();
                 let hint = Some("is the command of a newer release? gantry daemon status".to_owned());
+                say(&mut stream, &Answer::Refused { error, hint }).await
+            }
+        }
+    }
+
+    /// Lays out a snapshot, and keeps it while the command copies it.
+    async fn snapshot(&self, mut stream: UnixStream) -> io::Result<()> {
+        let taken = tokio::select! {
+            taken = self.snapshots.take() => taken,
+            // Whoever has gone waits for nothing, and keeps no other from waiting. Nobody says more than he has asked.
+            _ = stream.readable() => return Ok(()),
+        };
+        match taken {
+            Ok(snapshot) => {
+                let folder = snapshot.folder().to_owned();
+                say(&mut stream, &Answer::Snapshot { folder }).await?;
+                // The folder goes with `snapshot`, when the command has copied it, has died, or takes for ever.
+                let _ = tokio::time::timeout(COPIED_WITHIN, stream.read(&mut [0; 1])).await;
+                Ok(())
+            }
+            Err(error) => {
+                let hint = super::backup::hint(&error);
+                let error = format!("{error:#}");
                 say(&mut stream, &Answer::Refused { error, hint }).await
             }
         }
