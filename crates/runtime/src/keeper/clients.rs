@@ -14,6 +14,8 @@ use crate::protocol::{self, Reply, kind};
 const SLOW: Duration = Duration::from_secs(5);
 /// More connections than that are turned away.
 const MAX_CLIENTS: usize = 64;
+/// Who asks on and on, and takes no answer, is cut when so many wait.
+const MAX_WAITING: usize = 256;
 
 /// What a connection is to be told.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -81,8 +83,20 @@ impl Clients {
             }
             client.behind_since = Some(Instant::now());
         }
+        if client.queue.len() >= MAX_WAITING {
+            return self.remove(epoll, index);
+        }
         client.queue.push_back((kind, body.to_vec()));
         self.rearm(epoll, index);
+    }
+
+    /// Notes what a client is to be told: once, however often it asks.
+    pub fn awaits(&mut self, index: usize, what: Awaits) {
+        if let Some(client) = self.get(index)
+            && !client.awaits.contains(&what)
+        {
+            client.awaits.push(what);
+        }
     }
 
     pub fn reply(&mut self, epoll: &OwnedFd, index: usize, reply: &Reply) {
@@ -179,5 +193,36 @@ impl Clients {
             }
         }
         cut
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_asks_on_and_takes_no_answer_is_cut_and_hears_each_thing_once() {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
+        let pair = || {
+            use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap()
+        };
+        let (mut clients, (ours, theirs), (deaf, _taken)) = (Clients::default(), pair(), pair());
+        clients.add(&epoll, ours).unwrap();
+        clients.add(&epoll, deaf).unwrap();
+        for _ in 0..1000 {
+            clients.awaits(0, Awaits::Exit);
+        }
+        clients.answer(&epoll, Awaits::Exit, &Reply::Done);
+        let mut buffer = [0; 64];
+        assert!(protocol::receive(theirs.as_fd(), &mut buffer).unwrap().is_some());
+        assert!(protocol::receive(theirs.as_fd(), &mut buffer).is_err(), "nothing else is there");
+        let mut answers = 0;
+        while clients.get(1).is_some() {
+            clients.reply(&epoll, 1, &Reply::Done);
+            answers += 1;
+            assert!(answers < 1_000_000, "it is never cut");
+        }
+        assert!(clients.get(0).is_some());
     }
 }

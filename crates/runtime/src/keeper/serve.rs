@@ -99,9 +99,7 @@ impl Keeper {
     }
 
     fn await_(&mut self, index: usize, what: Awaits) {
-        if let Some(client) = self.clients.get(index) {
-            client.awaits.push(what);
-        }
+        self.clients.awaits(index, what);
     }
 
     pub(super) fn tell_created(&mut self) {
