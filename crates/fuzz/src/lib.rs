@@ -88,8 +88,22 @@ fn yaml(input: &[u8]) {
     }
 }
 
-/// A layer: every entry is read, checked and named.
+/// One layer, or two with [`BETWEEN`] between them, unpacked over each other into a folder of their own.
 fn tar(input: &[u8]) {
+    let halves = input.windows(BETWEEN.len()).position(|window| window == BETWEEN);
+    let (first, second) = match halves {
+        Some(at) => (&input[..at], &input[at + BETWEEN.len()..]),
+        None => (input, &[][..]),
+    };
+    entries(first);
+    entries(second);
+    images::fuzzing::layers(first, second);
+}
+
+const BETWEEN: &[u8] = b"--next-layer--";
+
+/// Every entry is read, checked and named.
+fn entries(input: &[u8]) {
     use oci::layer::{Limits, Policy, Reader, decompress};
     let limits = Limits { entries: 1000, bytes: 1 << 20, extended_bytes: 1 << 16, path_bytes: 4096 };
     let Ok(stream) = decompress(input) else { return };

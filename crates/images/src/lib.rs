@@ -11,6 +11,8 @@
 mod clone;
 mod error;
 mod export;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod garbage;
 pub mod import;
 mod ingest;

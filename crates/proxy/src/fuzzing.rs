@@ -1,11 +1,15 @@
 //! What reads bytes of clients and backends, for the fuzzer.
 
+use std::sync::LazyLock;
+
 use hickory_proto::op::Message;
+use kube::core::DynamicObject;
+use serde_json::{Value, json};
 
 use crate::dns::respond;
 use crate::http1::body::{Body, Framing};
 use crate::http1::head;
-use crate::model::Model;
+use crate::model::{Model, Service, Slice};
 
 /// A request and a response with what follows them: forwarded, they are read as what they were.
 pub fn http1(input: &[u8]) {
@@ -59,10 +63,35 @@ fn follow(framing: Framing, bytes: &[u8]) {
     }
 }
 
+/// One Service of each kind that names are answered for.
+static MODEL: LazyLock<Model> = LazyLock::new(|| {
+    let object = |value: Value| serde_json::from_value::<DynamicObject>(value).ok();
+    let mut model = Model::default();
+    for (name, spec) in [
+        ("web", json!({"clusterIP": "10.96.0.5", "ports": [{"name": "http", "port": 80}]})),
+        ("db", json!({"clusterIP": "None", "ports": [{"name": "sql", "port": 5432}]})),
+        ("out", json!({"type": "ExternalName", "externalName": "example.com"})),
+    ] {
+        let value = json!({"metadata": {"namespace": "default", "name": name}, "spec": spec});
+        if let Some(service) = object(value).map(|object| Service::parse(&object)) {
+            model.services.insert(service.key(), service);
+        }
+    }
+    let endpoint =
+        |number: u8| json!({"addresses": [format!("10.244.0.{number}")], "hostname": format!("db-{number}")});
+    let slice = json!({
+        "metadata": {"namespace": "default", "name": "db-1", "labels": {"kubernetes.io/service-name": "db"}},
+        "addressType": "IPv4", "ports": [{"name": "sql", "port": 5433}],
+        "endpoints": (1..60).map(endpoint).collect::<Vec<_>>(),
+    });
+    model.set_slice("default/db-1".into(), object(slice).and_then(|object| Slice::parse(&object)));
+    model
+});
+
 /// A question, as a Pod asks it.
 pub fn dns(input: &[u8]) {
     let Ok(request) = Message::from_vec(input) else { return };
-    if let Some(response) = respond(&Model::default(), &request) {
+    if let Some(response) = respond(&MODEL, &request) {
         let bytes = response.to_vec();
         assert!(
             bytes.is_err() || Message::from_vec(&bytes.unwrap_or_default()).is_ok(),

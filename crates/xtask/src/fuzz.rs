@@ -27,6 +27,8 @@ const FLAGS: &[&str] = &[
 const INPUT_BYTES_MAX: usize = 16 * 1024;
 const INPUT_SECONDS_MAX: u64 = 5;
 const MEMORY_MEBIBYTES_MAX: u64 = 1024;
+/// Longest that building and replaying may take.
+const REPLAY_SECONDS_MAX: u64 = 1200;
 /// Of an input that is kept in the project.
 const KEPT_BYTES_MAX: usize = 2048;
 
@@ -64,6 +66,28 @@ pub(crate) fn wrap_rustc() -> Option<ExitCode> {
     let error = command.exec();
     crate::say(&format!("error: start rustc: {error}"));
     Some(ExitCode::FAILURE)
+}
+
+impl Arguments {
+    /// Every target, for so many seconds; nothing is kept.
+    pub(crate) fn all(seconds: u64) -> Self {
+        Self { target: "all".to_owned(), seconds, keep: false }
+    }
+}
+
+/// Every input that is kept, through its target, once: an ordinary test.
+pub(crate) fn replay() -> Result<()> {
+    let mut command = crate::tools::cargo();
+    command.current_dir(crate::tidy::root()?).args(["test", "--package", "fuzz", "--test", "corpora"]);
+    let output = crate::sandbox::output_within(command, REPLAY_SECONDS_MAX)?;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(output.status.success(), "the corpora do not end well: {}", said.trim());
+    Ok(())
+}
+
+/// How many targets there are: each has its corpus.
+pub(crate) fn targets() -> Result<usize> {
+    Ok(std::fs::read_dir(crate::tidy::root()?.join("tests/fuzz")).context("list tests/fuzz")?.count())
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {

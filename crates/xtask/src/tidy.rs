@@ -17,7 +17,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("contract", &[]),
     ("controllers", &["resources"]),
     ("durable", &[]),
-    ("fuzz", &["oci", "proxy", "resources", "runtime"]),
+    ("fuzz", &["images", "oci", "proxy", "resources", "runtime"]),
     (
         "gantry",
         &[

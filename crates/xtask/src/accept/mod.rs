@@ -11,6 +11,7 @@ mod doors;
 mod figures;
 mod fixtures;
 mod floods;
+mod fuzz;
 mod input;
 mod kill;
 mod kubectl;
@@ -117,6 +118,7 @@ const RUNGS: &[Rung] = &[
     Rung { name: "vm", short: false, isolated: false, run: vm::run },
     Rung { name: "doors", short: true, isolated: true, run: doors::run },
     Rung { name: "floods", short: true, isolated: true, run: floods::run },
+    Rung { name: "fuzz", short: false, isolated: false, run: fuzz::run },
 ];
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
