@@ -9,9 +9,11 @@ mod commands;
 mod containers;
 mod images;
 mod modes;
+mod network;
 mod pods;
 mod proxy;
 mod stage;
+mod state;
 
 use anyhow::Result;
 
@@ -38,8 +40,10 @@ const FAMILIES: &[&[Door]] = &[
     containers::DOORS,
     images::DOORS,
     modes::DOORS,
+    network::DOORS,
     pods::DOORS,
     proxy::DOORS,
+    state::DOORS,
 ];
 
 pub(crate) fn run(setting: &Setting) -> Result<Seen> {
