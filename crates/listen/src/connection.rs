@@ -21,7 +21,7 @@ use tokio::time::{Instant, Sleep};
 use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt;
 
-use crate::io::{self, State, Watched};
+use crate::watched::{self, State, Watched};
 use crate::{App, Config, Connection, Peer};
 
 /// Requests of one h2 connection at a time.
@@ -195,7 +195,7 @@ impl http_body::Body for Paced {
 /// An answer's body; the request is in flight until it is gone.
 struct Sent {
     body: Body,
-    _in_flight: io::Request,
+    _in_flight: watched::Request,
 }
 
 impl http_body::Body for Sent {

@@ -8,9 +8,10 @@
 //! What carries a request or a stream (a watch, `logs -f`, attach) is never closed for another one.
 
 mod connection;
-mod io;
 mod peer;
+mod watched;
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +20,8 @@ use lifecycle::CancellationToken;
 use lifecycle::connections::{Limits, Table};
 use rustls::ServerConfig;
 use rustls_pki_types::CertificateDer;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::task::TaskTracker;
 
@@ -26,6 +29,8 @@ pub use peer::Peer;
 
 /// What waits to be accepted; the kernel's own bound (`net.core.somaxconn`) may be lower.
 const BACKLOG: i32 = 4096;
+/// Connections accepted one after the other before other tasks of the thread have their turn.
+const STREAK_MAX: u32 = 64;
 /// Out of descriptors or memory: how long until the next try.
 const PAUSE: Duration = Duration::from_millis(50);
 /// What runs when the listener closes may end within this.
@@ -115,10 +120,14 @@ async fn accept_all(socket: TcpListener, mut config: Config, app: Arc<App>, toke
     let mut peers = peer::Peers::new();
     let (cut, tasks) = (CancellationToken::new(), TaskTracker::new());
     let config = Arc::new(config);
+    let mut socket = match Arrivals::new(socket) {
+        Ok(socket) => socket,
+        Err(error) => return tracing::error!(listener = config.name, %error, "listen"),
+    };
     loop {
         let accepted = tokio::select! {
             () = token.cancelled() => break,
-            accepted = socket.accept() => accepted,
+            accepted = socket.next() => accepted,
         };
         let (stream, address) = match accepted {
             Ok(accepted) => accepted,
@@ -137,6 +146,13 @@ async fn accept_all(socket: TcpListener, mut config: Config, app: Arc<App>, toke
                 continue;
             }
         };
+        let stream = match TcpStream::from_std(stream) {
+            Ok(stream) => stream,
+            Err(error) => {
+                tracing::warn!(listener = config.name, %error, "register a connection");
+                continue;
+            }
+        };
         let connection = Connection { address, peer, certificates: None, draining: token.clone() };
         let serving = connection::serve(stream, slot, connection, Arc::clone(&config), Arc::clone(&app));
         let cut = cut.clone();
@@ -152,8 +168,58 @@ async fn accept_all(socket: TcpListener, mut config: Config, app: Arc<App>, toke
     }
 }
 
+/// A listening socket that hands out connections before the reactor knows them: of a flood most are refused, and what is
+/// refused is not to cost its registration and the end of it.
+struct Arrivals {
+    socket: AsyncFd<std::net::TcpListener>,
+    /// Accepted without a pause for other tasks.
+    streak: u32,
+}
+
+impl Arrivals {
+    fn new(socket: TcpListener) -> io::Result<Self> {
+        // SAFETY: the AsyncFd owns the socket, and never gives it away or replaces it.
+        let socket = unsafe { AsyncFd::register_with_interest(socket.into_std()?, Interest::READABLE)? };
+        Ok(Self { socket, streak: 0 })
+    }
+
+    /// The next connection, which does not block. Dropping the future loses none.
+    async fn next(&mut self) -> io::Result<(std::net::TcpStream, SocketAddr)> {
+        if self.streak == STREAK_MAX {
+            tokio::task::yield_now().await;
+            self.streak = 0;
+        }
+        loop {
+            let mut ready = self.socket.readable().await?;
+            let Ok(accepted) = ready.try_io(|socket| accept(socket.get_ref())) else {
+                self.streak = 0;
+                continue;
+            };
+            self.streak += 1;
+            return accepted;
+        }
+    }
+}
+
+fn accept(socket: &std::net::TcpListener) -> io::Result<(std::net::TcpStream, SocketAddr)> {
+    use rustix::net::SocketFlags;
+    loop {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        match rustix::net::acceptfrom_with(socket, flags) {
+            Ok((stream, address)) => {
+                let address = address.and_then(|address| SocketAddr::try_from(address).ok());
+                let address = address.ok_or_else(|| io::Error::other("a peer without an address"))?;
+                return Ok((stream.into(), address));
+            }
+            // Who has left meanwhile is no trouble of the listener's.
+            Err(rustix::io::Errno::CONNABORTED | rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
 /// Closes with a reset: the client learns it at once, and nothing of the connection stays.
-fn refuse(stream: &TcpStream) {
+fn refuse(stream: &std::net::TcpStream) {
     // Without it the connection is closed as well, only slower.
     let _ = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }

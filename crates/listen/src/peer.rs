@@ -3,8 +3,6 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
-use tokio::net::TcpStream;
-
 /// Whose share a connection counts to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Peer {
@@ -40,7 +38,7 @@ impl Peers {
         Self { owners: owners.ok() }
     }
 
-    pub(crate) fn of(&mut self, stream: &TcpStream, address: SocketAddr) -> Peer {
+    pub(crate) fn of(&mut self, stream: &std::net::TcpStream, address: SocketAddr) -> Peer {
         let ip = address.ip().to_canonical();
         if !ip.is_loopback() {
             return Peer::Address(ip);
@@ -61,8 +59,9 @@ mod tests {
     #[tokio::test]
     async fn a_local_client_is_its_user() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let client = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (stream, address) = listener.accept().await.unwrap();
+        let stream = stream.into_std().unwrap();
         let mut peers = Peers::new();
         assert_eq!(peers.of(&stream, address), Peer::User(rustix::process::getuid().as_raw()));
         let elsewhere: SocketAddr = "192.0.2.1:9".parse().unwrap();

@@ -3,6 +3,8 @@
 //! Only our own crates are instrumented: this program stands before rustc (`RUSTC_WORKSPACE_WRAPPER`) and adds the flags,
 //! so what they depend on is shared with every other build.
 
+mod corpus;
+
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitCode};
@@ -128,7 +130,7 @@ fn build(root: &Path) -> Result<std::path::PathBuf> {
 fn fuzz(root: &Path, binary: &Path, name: &str, arguments: &Arguments) -> Result<()> {
     let corpus = root.join("tests/fuzz").join(name);
     let work = tempfile::Builder::new().prefix("gantry-fuzz-").tempdir().context("make a folder")?;
-    let fresh = work.path().join("corpus");
+    let fresh = work.path().join("fresh");
     std::fs::create_dir(&fresh)?;
     let start = |extra: &[String]| -> Result<bool> {
         let mut command = Command::new(binary);
@@ -143,11 +145,7 @@ fn fuzz(root: &Path, binary: &Path, name: &str, arguments: &Arguments) -> Result
     let bytes = format!("-max_len={INPUT_BYTES_MAX}");
     let passed = start(&[seconds, bytes, "-print_final_stats=1".to_owned(), text(&fresh), text(&corpus)])?;
     if arguments.keep {
-        let bytes = format!("-max_len={KEPT_BYTES_MAX}");
-        ensure!(
-            start(&["-merge=1".to_owned(), bytes, text(&corpus), text(&fresh)])?,
-            "the corpora do not merge"
-        );
+        corpus::keep(&corpus, &fresh, work.path(), KEPT_BYTES_MAX, start)?;
     }
     let temporary = std::env::temp_dir();
     ensure!(
